@@ -1,0 +1,107 @@
+"""No cryptography: the exact interpreter behind the backend's verbs; the reference, and a stand-in for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secure_infer.backends.base import Guarantee, Keys, Program, Values, require_supported
+from secure_infer.errors import BundleError, DecryptionError
+from secure_infer.graph import OPS, store
+from secure_infer.graph.graph import Graph
+from secure_infer.graph.interpret import interpret
+from secure_infer.graph.ops import Integers
+from secure_infer.wire import frame
+
+_GUARANTEE = Guarantee(
+    scheme="none (clear evaluation)",
+    security_bits=None,
+    failure_probability=0.0,
+    error_bound=None,
+    adversary="none: the server reads everything",
+    leaks=("inputs and outputs to the server",),
+)
+
+
+class ClearClient:
+    """Packs integers; there are no keys."""
+
+    def keygen(self) -> Keys:
+        """Empty keys."""
+        return Keys(b"", b"")
+
+    def encrypt(self, x: Integers, keys: Keys) -> tuple[bytes, ...]:
+        """The integers themselves, as one message."""
+        return (pack_integers(x),)
+
+    def decrypt(self, replies: Sequence[bytes], keys: Keys) -> Values:
+        """The integers of the reply."""
+        try:
+            return unpack_integers(replies[0])
+        except BundleError as error:
+            raise DecryptionError("The reply can't be read.", error.problems) from error
+
+
+class ClearServer:
+    """Evaluates the graph with the interpreter."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def run(self, message: bytes, evaluation: bytes) -> bytes:
+        """Evaluate a batch."""
+        return pack_integers(interpret(self._graph, unpack_integers(message)))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class ClearBackend:
+    """The backend `clear`."""
+
+    name = "clear"
+    ops = frozenset(OPS)
+    exact = True
+    parties = 1
+    options: Mapping[str, str] = {}
+
+    def compile(self, graph: Graph, calibration: Integers, options: Mapping[str, Any]) -> Program:
+        """The graph itself is the server half."""
+        require_supported(self, graph)
+        return Program((frame.pack("clear-server", store.to_bytes(graph)),), b"", _GUARANTEE)
+
+    def client(self, half: bytes) -> ClearClient:
+        """The client role."""
+        return ClearClient()
+
+    def servers(self, halves: Sequence[bytes]) -> Sequence[ClearServer]:
+        """The one server."""
+        return [ClearServer(store.from_bytes(*frame.unpack(halves[0], "clear-server").parts))]
+
+    def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Values:
+        """The interpreter's result."""
+        return interpret(graph, x)
+
+    def primitives(self, program: Program) -> Mapping[str, float]:
+        """No primitive operations are counted."""
+        return {}
+
+
+def pack_integers(x: Integers) -> bytes:
+    """An int64 array as a frame."""
+    array = np.ascontiguousarray(x, dtype="<i8")
+    return frame.pack("integers", [array.tobytes()], {"shape": list(array.shape)})
+
+
+def unpack_integers(data: bytes) -> Integers:
+    """The int64 array of a frame."""
+    received = frame.unpack(data, "integers")
+    shape = received.meta.get("shape")
+    if not isinstance(shape, list) or not all(isinstance(s, int) and s >= 0 for s in shape) or len(received.parts) != 1:
+        raise BundleError("The message holds no integer array.")
+    array = np.frombuffer(received.parts[0], dtype="<i8")
+    if array.size != int(np.prod(shape)):
+        raise BundleError("The message's array has another size than its shape.")
+    return array.reshape(shape).astype(np.int64)

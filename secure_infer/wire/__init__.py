@@ -1,0 +1,1 @@
+"""What travels: the frame around a blob, and the transports that carry frames."""
