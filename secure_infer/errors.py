@@ -1,16 +1,16 @@
 """Every error a user can meet, each listing all its problems with the fix and carrying an exit code.
 
-    SecureInferError                 1
-    ├── UsageError                   2   a wrong name, option or combination of options
-    ├── UnsupportedNetwork           3   a layer or graph the protocol can't evaluate
-    ├── InvalidInput                 4   data of a wrong shape, type or range
-    ├── MissingExtra                 5   an optional library is not installed
-    ├── BundleError                  6   a truncated, altered or newer file
-    ├── KeyMismatch                  7   keys that belong to another model
-    ├── DecryptionError              8   a reply that doesn't decrypt
-    ├── ParametersError              9   no secure parameters fit the network
-    ├── ProtocolError               10   a party or a connection failed
-    └── DataError                   11   a data set that is absent or fails its checksum
+SecureInferError                 1
+├── UsageError                   2   a wrong name, option or combination of options
+├── UnsupportedNetwork           3   a layer or graph the protocol can't evaluate
+├── InvalidInput                 4   data of a wrong shape, type or range
+├── MissingExtra                 5   an optional library is not installed
+├── BundleError                  6   a truncated, altered or newer file
+├── KeyMismatch                  7   keys that belong to another model
+├── DecryptionError              8   a reply that doesn't decrypt
+├── ParametersError              9   no secure parameters fit the network
+├── ProtocolError               10   a party or a connection failed
+└── DataError                   11   a data set that is absent or fails its checksum
 """
 
 from __future__ import annotations

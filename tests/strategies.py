@@ -103,7 +103,8 @@ def graphs(draw: st.DrawFn, ops: frozenset[str] = EXACT_OPS, max_layers: int = 4
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     activations = [kind for kind in ACTIVATIONS if kind in ops]
     image = draw(st.booleans())
-    shape = (draw(st.integers(1, 2)), draw(st.integers(3, 6)), draw(st.integers(3, 6))) if image else (draw(st.integers(2, 9)),)
+    sides = draw(st.tuples(st.integers(1, 2), st.integers(3, 6), st.integers(3, 6)))
+    shape = sides if image else (draw(st.integers(2, 9)),)
     low = draw(st.sampled_from([0, -2]))
     net = _Builder(rng, TensorType(shape, low, 3, (0.25,)))
     for _ in range(draw(st.integers(1, max_layers)) - 1):

@@ -27,5 +27,7 @@ def load(protocol: str) -> Backend:
     for point in entry_points(group=GROUP, name=protocol):
         backend: Backend = getattr(import_module(point.module), point.attr)()
         return backend
-    raise UsageError(f"There is no protocol {protocol!r}.", [
-        Problem("protocol", f"Expected one of {', '.join(protocols())}.", "check the spelling.")])
+    raise UsageError(
+        f"There is no protocol {protocol!r}.",
+        [Problem("protocol", f"Expected one of {', '.join(protocols())}.", "check the spelling.")],
+    )

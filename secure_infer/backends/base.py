@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from secure_infer.errors import Problem, UnsupportedNetwork
@@ -195,12 +194,16 @@ def require_supported(backend: Backend, graph: Graph) -> None:
         if node.kind not in backend.ops
     ]
     if problems:
-        raise UnsupportedNetwork(f"The network does not run under {backend.name}.", problems,
-                                 underline(graph, problems))
+        raise UnsupportedNetwork(
+            f"The network does not run under {backend.name}.", problems, underline(graph, problems)
+        )
 
 
 def _substitute(protocol: str, kind: str) -> str:
     if protocol == "ckks":
-        return ("replace max-pooling by average pooling" if kind == "Max" else
-                "replace the activation by a PolynomialActivation") + " with secure_infer.fix(net, 'ckks'), then train."
+        return (
+            "replace max-pooling by average pooling"
+            if kind == "Max"
+            else "replace the activation by a PolynomialActivation"
+        ) + " with secure_infer.fix(net, 'ckks'), then train."
     return "use another protocol for this network, or express the layer by supported ones."

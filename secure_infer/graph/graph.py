@@ -108,13 +108,22 @@ def quantize(kind: TensorType, x: npt.ArrayLike) -> Integers:
     """`Graph.quantize` for somebody who holds only the input's type, as a client does."""
     values = np.asarray(x)
     if values.dtype.kind not in "buif":
-        raise InvalidInput("The input is not numeric.", [
-            Problem("input", f"Expected an array of numbers, got dtype {values.dtype}.", "pass a float array.")])
+        raise InvalidInput(
+            "The input is not numeric.",
+            [Problem("input", f"Expected an array of numbers, got dtype {values.dtype}.", "pass a float array.")],
+        )
     if values.shape[1:] != kind.shape or values.ndim != len(kind.shape) + 1:
         expected = ("n", *kind.shape)
-        raise InvalidInput("The input has a wrong shape.", [
-            Problem("input", f"Expected ({', '.join(map(str, expected))}), got {values.shape}.",
-                    "pass a batch; a single sample x is x[None].")])
+        raise InvalidInput(
+            "The input has a wrong shape.",
+            [
+                Problem(
+                    "input",
+                    f"Expected ({', '.join(map(str, expected))}), got {values.shape}.",
+                    "pass a batch; a single sample x is x[None].",
+                )
+            ],
+        )
     problems = []
     values = values.astype(np.float64)
     if not np.all(np.isfinite(values)):
@@ -125,12 +134,16 @@ def quantize(kind: TensorType, x: npt.ArrayLike) -> Integers:
     outside = (units < kind.low - 1) | (units > kind.high + 1)
     if outside.any():
         low, high = (float(bound * s) for bound, s in ((kind.low, min(kind.scale)), (kind.high, max(kind.scale))))
-        problems.append(Problem(
-            "input", f"{int(outside.sum())} values lie outside the calibrated range [{low:.4g}, {high:.4g}].",
-            "scale the data as in calibration, or compile again with calibration data that covers it."))
+        problems.append(
+            Problem(
+                "input",
+                f"{int(outside.sum())} values lie outside the calibrated range [{low:.4g}, {high:.4g}].",
+                "scale the data as in calibration, or compile again with calibration data that covers it.",
+            )
+        )
     if problems:
         raise InvalidInput("The input can't be quantized.", problems)
-    return np.clip(units, kind.low, kind.high).astype(np.int64)
+    return np.asarray(np.clip(units, kind.low, kind.high), dtype=np.int64)
 
 
 def dequantize(kind: TensorType, offset: npt.NDArray[np.float64], y: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -150,8 +163,13 @@ def _infer(graph: Graph) -> tuple[dict[str, TensorType], list[Problem]]:
         unknown = [name for name in node.inputs if name not in seen]
         seen.add(node.name)
         if unknown or len(node.inputs) != node.op.arity:
-            problems.append(Problem(node.name, f"Reads {list(node.inputs)}, of which {unknown} come from nowhere.",
-                                    f"give {node.op.arity} values made earlier."))
+            problems.append(
+                Problem(
+                    node.name,
+                    f"Reads {list(node.inputs)}, of which {unknown} come from nowhere.",
+                    f"give {node.op.arity} values made earlier.",
+                )
+            )
             continue
         if any(name not in types for name in node.inputs):
             continue
@@ -161,8 +179,13 @@ def _infer(graph: Graph) -> tuple[dict[str, TensorType], list[Problem]]:
             problems.append(Problem(node.name, problem.what, problem.fix))
             continue
         if inferred.bits > ACCUMULATOR_BITS:
-            problems.append(Problem(node.name, f"Its values need {inferred.bits} bits.",
-                                    f"quantize earlier: {ACCUMULATOR_BITS} bits is the limit of exact evaluation."))
+            problems.append(
+                Problem(
+                    node.name,
+                    f"Its values need {inferred.bits} bits.",
+                    f"quantize earlier: {ACCUMULATOR_BITS} bits is the limit of exact evaluation.",
+                )
+            )
             continue
         types[node.name] = inferred
     if graph.output not in seen:

@@ -94,7 +94,7 @@ def apply(op: Op, *inputs: Array, use_float: bool = False, keep_float: bool = Fa
         case Conv2d():
             return _convolve(op, x, use_float, keep_float)
         case Add():
-            return op.gains[0] * x + op.gains[1] * inputs[1]
+            return np.asarray(op.gains[0] * x + op.gains[1] * inputs[1])
         case Sum():
             return windows(x, op.kernel, op.stride, op.padding).sum(axis=(-2, -1))
         case Max():
@@ -114,8 +114,14 @@ def apply(op: Op, *inputs: Array, use_float: bool = False, keep_float: bool = Fa
             return _look_up(op, x)
 
 
-def windows(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-            dilation: tuple[int, int] = (1, 1), fill: float = 0) -> Array:
+def windows(
+    x: Array,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    fill: float = 0,
+) -> Array:
     """Sliding windows of images `(n, c, h, w)`, as a view of shape `(n, c, out_h, out_w, kernel_h, kernel_w)`."""
     pads = ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2)
     padded = np.pad(x, pads, constant_values=fill) if any(padding) else x

@@ -106,13 +106,18 @@ def _pooled(size: int, kernel: int, stride: int, padding: int) -> int:
 
 def _window_shape(shape: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> Pair:
     _require(len(shape) == 3, f"Expected an image (channels, height, width), got shape {shape}.", "reshape first.")
-    _require(min(*kernel, *stride, *dilation) >= 1 and min(padding) >= 0,
-             f"kernel {kernel}, stride {stride}, dilation {dilation} or padding {padding} is out of range.",
-             "use positive sizes and a padding of zero or more.")
+    _require(
+        min(*kernel, *stride, *dilation) >= 1 and min(padding) >= 0,
+        f"kernel {kernel}, stride {stride}, dilation {dilation} or padding {padding} is out of range.",
+        "use positive sizes and a padding of zero or more.",
+    )
     extent = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
     height, width = (_pooled(shape[i + 1], extent[i], stride[i], padding[i]) for i in (0, 1))
-    _require(height > 0 and width > 0, f"A {kernel} window does not fit the {shape[1:]} image.",
-             "use a smaller kernel or more padding.")
+    _require(
+        height > 0 and width > 0,
+        f"A {kernel} window does not fit the {shape[1:]} image.",
+        "use a smaller kernel or more padding.",
+    )
     return height, width
 
 
@@ -150,11 +155,17 @@ class Linear:
     def infer(self, x: TensorType) -> TensorType:
         """Type of the output for an input of type `x`."""
         outputs, inputs = self.weight.shape
-        _require(x.shape == (inputs,), f"Expected input shape ({inputs},), got {x.shape}.",
-                 "flatten the input or give the layer its true number of features.")
+        _require(
+            x.shape == (inputs,),
+            f"Expected input shape ({inputs},), got {x.shape}.",
+            "flatten the input or give the layer its true number of features.",
+        )
         _require(len(x.scale) == 1, "The input has one scale a channel.", "requantize it before this layer.")
-        _require(self.bias.shape == (outputs,), f"Expected {outputs} biases, got {self.bias.shape}.",
-                 "give one bias for each output.")
+        _require(
+            self.bias.shape == (outputs,),
+            f"Expected {outputs} biases, got {self.bias.shape}.",
+            "give one bias for each output.",
+        )
         _require(len(self.weight_scale) in (1, outputs), "weight_scale has a wrong length.", "give 1 or `out` values.")
         low, high = _affine_range(self.weight, self.bias, x.low, x.high)
         return TensorType((outputs,), low, high, _combine(x.scale, self.weight_scale))
@@ -184,13 +195,22 @@ class Conv2d:
         outputs, inputs, kernel_height, kernel_width = self.weight.shape
         kernel = (kernel_height, kernel_width)
         height, width = _window_shape(x.shape, kernel, self.stride, self.padding, self.dilation)
-        _require(x.shape[0] == inputs * self.groups, f"Expected {inputs * self.groups} input channels, got {x.shape[0]}.",
-                 "give the layer its true number of channels and groups.")
-        _require(outputs % self.groups == 0, f"{outputs} outputs do not divide into {self.groups} groups.",
-                 "use a number of groups that divides the outputs.")
+        _require(
+            x.shape[0] == inputs * self.groups,
+            f"Expected {inputs * self.groups} input channels, got {x.shape[0]}.",
+            "give the layer its true number of channels and groups.",
+        )
+        _require(
+            outputs % self.groups == 0,
+            f"{outputs} outputs do not divide into {self.groups} groups.",
+            "use a number of groups that divides the outputs.",
+        )
         _require(len(x.scale) == 1, "The input has one scale a channel.", "requantize it before this layer.")
-        _require(self.bias.shape == (outputs,), f"Expected {outputs} biases, got {self.bias.shape}.",
-                 "give one bias for each output channel.")
+        _require(
+            self.bias.shape == (outputs,),
+            f"Expected {outputs} biases, got {self.bias.shape}.",
+            "give one bias for each output channel.",
+        )
         _require(len(self.weight_scale) in (1, outputs), "weight_scale has a wrong length.", "give 1 or `out` values.")
         # Padding puts zeros beside the inputs, so the range of an input is widened to hold zero.
         low, high = (min(x.low, 0), max(x.high, 0)) if any(self.padding) else (x.low, x.high)
@@ -210,8 +230,11 @@ class Add:
         _require(a.shape == b.shape, f"Shapes {a.shape} and {b.shape} differ.", "add tensors of one shape.")
         _require(min(self.gains) > 0, f"Expected positive gains, got {self.gains}.", "negate the layer before.")
         left, right = (np.asarray(t.scale) / g for t, g in zip((a, b), self.gains, strict=True))
-        _require(bool(np.allclose(left, right, rtol=1e-2)), f"Scales {a.scale} and {b.scale} do not meet.",
-                 "requantize both branches to one scale.")
+        _require(
+            bool(np.allclose(left, right, rtol=1e-2)),
+            f"Scales {a.scale} and {b.scale} do not meet.",
+            "requantize both branches to one scale.",
+        )
         low = self.gains[0] * a.low + self.gains[1] * b.low
         high = self.gains[0] * a.high + self.gains[1] * b.high
         return TensorType(a.shape, low, high, tuple(float(s) for s in np.atleast_1d(left)))
@@ -232,8 +255,9 @@ class Sum:
         height, width = _window_shape(x.shape, self.kernel, self.stride, self.padding)
         window = self.kernel[0] * self.kernel[1]
         low, high = (min(x.low, 0), max(x.high, 0)) if any(self.padding) else (x.low, x.high)
-        return TensorType((x.shape[0], height, width), window * low, window * high,
-                          tuple(s / self.divisor for s in x.scale))
+        return TensorType(
+            (x.shape[0], height, width), window * low, window * high, tuple(s / self.divisor for s in x.scale)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,8 +272,11 @@ class Max:
     def infer(self, x: TensorType) -> TensorType:
         """Type of the output for an input of type `x`."""
         height, width = _window_shape(x.shape, self.kernel, self.stride, self.padding)
-        _require(all(2 * p <= k for p, k in zip(self.padding, self.kernel, strict=True)),
-                 f"padding {self.padding} is more than half of the kernel {self.kernel}.", "pad less.")
+        _require(
+            all(2 * p <= k for p, k in zip(self.padding, self.kernel, strict=True)),
+            f"padding {self.padding} is more than half of the kernel {self.kernel}.",
+            "pad less.",
+        )
         return replace(x, shape=(x.shape[0], height, width))
 
 
@@ -264,8 +291,11 @@ class Reshape:
         """Type of the output for an input of type `x`."""
         size = int(np.prod(self.shape, dtype=np.int64))
         _require(size == x.size, f"Can't reshape {x.size} elements to {self.shape}.", "keep the number of elements.")
-        _require(len(x.scale) == 1 or self.shape[0] == x.shape[0], "The input has one scale a channel.",
-                 "requantize it before reshaping.")
+        _require(
+            len(x.scale) == 1 or self.shape[0] == x.shape[0],
+            "The input has one scale a channel.",
+            "requantize it before reshaping.",
+        )
         return replace(x, shape=self.shape)
 
 
@@ -302,9 +332,11 @@ class Polynomial:
             ends = [sorted((int(c) * lo, int(c) * hi)) for c, (lo, hi) in zip(row, powers, strict=True)]
             bounds.append((sum(e[0] for e in ends), sum(e[1] for e in ends)))
         low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
-        _require(max(abs(low), abs(high)) < 1 << ACCUMULATOR_BITS,
-                 f"The polynomial reaches {max(abs(low), abs(high)).bit_length()} bits before its shift.",
-                 "quantize its input or its coefficients to fewer bits.")
+        _require(
+            max(abs(low), abs(high)) < 1 << ACCUMULATOR_BITS,
+            f"The polynomial reaches {max(abs(low), abs(high)).bit_length()} bits before its shift.",
+            "quantize its input or its coefficients to fewer bits.",
+        )
         half = (1 << self.shift) >> 1
         return TensorType(x.shape, (low + half) >> self.shift, (high + half) >> self.shift, self.scale)
 
@@ -384,9 +416,11 @@ class Lookup:
         """Type of the output for an input of type `x`."""
         _require_rows(self.table, x.shape, "table")
         end = self.start + self.table.shape[-1] - 1
-        _require(self.start <= x.low and x.high <= end,
-                 f"The table holds [{self.start}, {end}], the input reaches [{x.low}, {x.high}].",
-                 "give an entry for every value of the input, or quantize it first.")
+        _require(
+            self.start <= x.low and x.high <= end,
+            f"The table holds [{self.start}, {end}], the input reaches [{x.low}, {x.high}].",
+            "give an entry for every value of the input, or quantize it first.",
+        )
         return TensorType(x.shape, int(self.table.min()), int(self.table.max()), self.scale)
 
 

@@ -1,4 +1,4 @@
-"""A graph on disk: `graph.json` (structure, schema number) and `weights.safetensors` (int64 arrays). Nothing is pickled."""
+"""A graph on disk: `graph.json` (structure, schema number) and `weights.safetensors` (int64 arrays); no pickle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from secure_infer.errors import BundleError, Problem
@@ -19,7 +20,7 @@ SCHEMA = 1
 
 def to_bytes(graph: Graph) -> tuple[bytes, bytes]:
     """The graph as the contents of `graph.json` and `weights.safetensors`."""
-    arrays: dict[str, np.ndarray] = {"offset": np.asarray(graph.offset, dtype=np.float64)}
+    arrays: dict[str, npt.NDArray[Any]] = {"offset": np.asarray(graph.offset, dtype=np.float64)}
     nodes = []
     for node in graph.nodes:
         attributes: dict[str, Any] = {}
@@ -51,9 +52,16 @@ def from_bytes(head: bytes, weights: bytes) -> Graph:
         data = json.loads(head)
         schema = data["schema"]
         if schema > SCHEMA:
-            raise BundleError("The graph was written by a newer version.", [
-                Problem("graph.json", f"Its schema is {schema}; this version reads up to {SCHEMA}.",
-                        "upgrade secure_infer.")])
+            raise BundleError(
+                "The graph was written by a newer version.",
+                [
+                    Problem(
+                        "graph.json",
+                        f"Its schema is {schema}; this version reads up to {SCHEMA}.",
+                        "upgrade secure_infer.",
+                    )
+                ],
+            )
         arrays = load(weights)
         nodes = tuple(_node(entry, arrays) for entry in data["nodes"])
         kind = data["input"]
@@ -76,11 +84,13 @@ def fingerprint(graph: Graph) -> str:
 
 
 def _unreadable(error: Exception) -> BundleError:
-    return BundleError("The graph can't be read.", [
-        Problem("graph.json", f"{type(error).__name__}: {error}.", "fetch or compile the model again.")])
+    return BundleError(
+        "The graph can't be read.",
+        [Problem("graph.json", f"{type(error).__name__}: {error}.", "fetch or compile the model again.")],
+    )
 
 
-def _node(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Node:
+def _node(entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Node:
     op_type = OPS[entry["op"]]
     attributes: dict[str, Any] = {}
     for attribute in fields(op_type):

@@ -8,7 +8,20 @@ import numpy as np
 
 from secure_infer.errors import Problem
 from secure_infer.graph.graph import INPUT, Graph, Node
-from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Op, Polynomial, QuantRelu, Reshape, Sign, Sum
+from secure_infer.graph.ops import (
+    Add,
+    Conv2d,
+    Integers,
+    Linear,
+    Lookup,
+    Max,
+    Op,
+    Polynomial,
+    QuantRelu,
+    Reshape,
+    Sign,
+    Sum,
+)
 
 
 def format_graph(graph: Graph) -> str:
@@ -53,8 +66,10 @@ def _details(op: Op) -> str:
             return f"{op.weight.shape[1]} -> {op.weight.shape[0]}, {_weight_bits(op.weight)}-bit weights"
         case Conv2d():
             out, into, height, width = op.weight.shape
-            return (f"{height}x{width}x{into} -> {out}, stride {op.stride}, padding {op.padding}, "
-                    f"groups {op.groups}, {_weight_bits(op.weight)}-bit weights")
+            return (
+                f"{height}x{width}x{into} -> {out}, stride {op.stride}, padding {op.padding}, "
+                f"groups {op.groups}, {_weight_bits(op.weight)}-bit weights"
+            )
         case Sum():
             return f"{op.kernel}, stride {op.stride}, padding {op.padding}, divisor {op.divisor}"
         case Max():
@@ -73,6 +88,6 @@ def _details(op: Op) -> str:
             return ""
 
 
-def _weight_bits(weight: np.ndarray) -> int:
+def _weight_bits(weight: Integers) -> int:
     largest = int(np.abs(weight).max(initial=0))
     return largest.bit_length() + 1

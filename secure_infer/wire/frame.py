@@ -82,5 +82,7 @@ def _problem(data: bytes) -> str:
 
 
 def _error(kind: str, what: str) -> BundleError:
-    return BundleError(f"This is not a usable {kind}.", [
-        Problem(kind, f"Refused because {what}.", "fetch or make it again, and check that it is the right file.")])
+    return BundleError(
+        f"This is not a usable {kind}.",
+        [Problem(kind, f"Refused because {what}.", "fetch or make it again, and check that it is the right file.")],
+    )

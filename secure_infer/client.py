@@ -1,0 +1,191 @@
+"""The client: makes and keeps keys, encrypts, asks, decrypts. Secrets stay here."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from secure_infer import backends, bundle, files
+from secure_infer.backends.base import Keys, Values
+from secure_infer.errors import BundleError, KeyMismatch, Problem, UsageError
+from secure_infer.wire import frame
+from secure_infer.wire.transport import InProcess, Transport
+
+SECRET, EVALUATION = "secret-key", "evaluation-keys"
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The outputs of one request, and what it took.
+
+    Attributes:
+        outputs: Reals, shape `(n, *output shape)`, as the network itself would give them.
+        values: The same in units of the output's scale.
+        wall_s: Seconds by phase: encrypt, run, decrypt.
+        cpu_s: Seconds of CPU by phase; `run` counts every party.
+        bytes: Bytes of the messages to and from all servers: input, output.
+        statistics: What the parties counted (rounds, bytes between them), where the protocol has such counts.
+    """
+
+    outputs: npt.NDArray[np.float64]
+    values: Values
+    wall_s: Mapping[str, float]
+    cpu_s: Mapping[str, float]
+    bytes: Mapping[str, int]
+    statistics: Mapping[str, float]
+
+
+@dataclass
+class Stopwatch:
+    """Wall and CPU seconds by phase."""
+
+    wall_s: dict[str, float] = field(default_factory=dict)
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the block as one phase."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall_s[name] = time.perf_counter() - wall
+        self.cpu_s[name] = time.process_time() - cpu
+
+
+class Client:
+    """Encrypted prediction with one model.
+
+    Args:
+        transport: The way to the servers.
+        key_cache: Folder in which keys are kept between runs (files of mode 0600); None keeps them in memory only.
+    """
+
+    def __init__(self, transport: Transport, key_cache: str | Path | None = None) -> None:
+        self._transport = transport
+        data = transport.client_half()
+        self.interface, self._half = bundle.unpack_client_half(data)
+        self._role = backends.load(self.interface.protocol).client(self._half)
+        self._cache = Path(key_cache) if key_cache is not None else None
+        self._keys: Keys | None = None
+        self._key_name = ""
+        self.stopwatch = Stopwatch()
+
+    @classmethod
+    def connect(cls, address: str | Path, *, key_cache: str | Path | None = None) -> Client:
+        """A client of the bundle at a path, whose servers it starts on this machine.
+
+        Raises:
+            UsageError: A URL; or an absent file.
+        """
+        if "://" in str(address):
+            raise UsageError(
+                "This version has no network transport.",
+                [Problem(str(address), "Only bundles on this machine can be reached.", "give the path of a bundle.")],
+            )
+        _, interface, program = bundle.load(address)
+        parties = backends.load(interface.protocol).servers(program.servers)
+        return cls(InProcess(bundle.pack_client_half(interface, program.client), parties), key_cache)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the servers."""
+        self._transport.close()
+
+    def predict(self, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """The network's outputs for a batch of reals `x`, shape `(n, *input shape)`, computed on ciphertexts."""
+        return self.infer(x).outputs
+
+    def infer(self, x: npt.ArrayLike) -> Prediction:
+        """Like `predict`, with time by phase and traffic.
+
+        Raises:
+            InvalidInput: Wrong shape or type, NaN, or outside the calibrated range; nothing is sent.
+            DecryptionError: The reply does not decrypt.
+            ProtocolError: A server failed.
+        """
+        units = self.interface.quantize(x)
+        keys, watch = self.keys(), Stopwatch()
+        with watch.phase("encrypt"):
+            messages = self._role.encrypt(units, keys)
+        answer = self._transport.infer(messages, self._key_name)
+        with watch.phase("decrypt"):
+            values = self._role.decrypt(answer.replies, keys)
+        traffic = {"input": sum(map(len, messages)), "output": sum(map(len, answer.replies))}
+        wall = {"encrypt": watch.wall_s["encrypt"], "run": answer.wall_s, "decrypt": watch.wall_s["decrypt"]}
+        cpu = {"encrypt": watch.cpu_s["encrypt"], "run": answer.cpu_s, "decrypt": watch.cpu_s["decrypt"]}
+        return Prediction(self.interface.dequantize(values), values, wall, cpu, traffic, answer.statistics)
+
+    def keys(self) -> Keys:
+        """This client's keys: made (or read from the cache) and uploaded on first use."""
+        if self._keys is None:
+            paths = self._cached_paths()
+            if paths and all(path.exists() for path in paths):
+                self._keys = read_keys(*paths, self._half)
+            else:
+                with self.stopwatch.phase("keygen"):
+                    self._keys = self._role.keygen()
+                if paths:
+                    write_keys(self._keys, *paths, self._half)
+            self._key_name = self._transport.upload(self._keys.evaluation)
+        return self._keys
+
+    def _cached_paths(self) -> tuple[Path, Path] | None:
+        if self._cache is None:
+            return None
+        folder = self._cache / key_set(self._half)[:32]
+        return folder / SECRET, folder / EVALUATION
+
+
+def key_set(half: bytes) -> str:
+    """Name of the key set that a client half calls for: keys serve every model with the same client half."""
+    return hashlib.sha256(half).hexdigest()
+
+
+def write_keys(keys: Keys, secret: str | Path, evaluation: str | Path, half: bytes) -> None:
+    """Write both keys; the secret one readable by its owner only."""
+    meta = {"key_set": key_set(half)}
+    files.write(secret, frame.pack(SECRET, [keys.secret], meta), mode=files.PRIVATE)
+    files.write(evaluation, frame.pack(EVALUATION, [keys.evaluation], meta))
+
+
+def read_keys(secret: str | Path | None, evaluation: str | Path | None, half: bytes) -> Keys:
+    """Read the keys that `write_keys` wrote; None stands for a key that is not needed here.
+
+    Raises:
+        KeyMismatch: Keys of another model.
+        BundleError: A file that is no key or is damaged.
+    """
+    return Keys(_read_key(secret, SECRET, half), _read_key(evaluation, EVALUATION, half))
+
+
+def _read_key(path: str | Path | None, kind: str, half: bytes) -> bytes:
+    if path is None:
+        return b""
+    received = frame.unpack(files.read(path), kind)
+    if received.meta.get("key_set") != key_set(half):
+        raise KeyMismatch(
+            "These keys belong to another model.",
+            [
+                Problem(
+                    str(path),
+                    "Its key set is not the one that this model calls for.",
+                    "give this model's keys, or make new ones with `secure-infer keygen`.",
+                )
+            ],
+        )
+    if len(received.parts) != 1:
+        raise BundleError(f"{path} does not hold one key.")
+    return received.parts[0]

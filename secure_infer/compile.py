@@ -1,0 +1,190 @@
+"""From somebody's network to a compiled model: trace, rewrite, hand to a protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from secure_infer import backends, bundle
+from secure_infer.backends.base import Backend, Guarantee, Program, require_supported
+from secure_infer.bundle import Interface
+from secure_infer.client import Client
+from secure_infer.errors import Problem, UsageError
+from secure_infer.graph import passes
+from secure_infer.graph.analyse import cost
+from secure_infer.graph.graph import Graph
+from secure_infer.graph.interpret import interpret
+from secure_infer.graph.text import format_graph
+from secure_infer.wire.transport import InProcess
+
+if TYPE_CHECKING:
+    import torch
+
+Mode = Literal["clear", "simulate", "encrypted"]
+_LIBRARIES = {"tfhe": "concrete-python", "ckks": "tenseal", "mpc": "crypten"}
+
+
+class Compiled:
+    """A network compiled for one protocol.
+
+    Attributes:
+        graph: The network, as integers.
+        program: Server halves and client half.
+        interface: What a client knows of it.
+    """
+
+    def __init__(self, graph: Graph, interface: Interface, program: Program) -> None:
+        self.graph, self.interface, self.program = graph, interface, program
+        self._client: Client | None = None
+
+    def __repr__(self) -> str:
+        kinds = f"{self.interface.input} -> {self.interface.output}"
+        return f"Compiled({self.protocol!r}, {kinds}, {len(self.graph.nodes)} operations)"
+
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol."""
+        return self.interface.protocol
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """Scheme, security, failure probability or error bound, adversary, and what leaks."""
+        return self.program.guarantee
+
+    def predict(self, x: npt.ArrayLike, mode: Mode = "encrypted", *, seed: int = 0) -> npt.NDArray[np.float64]:
+        """The network's outputs.
+
+        Args:
+            x: Reals, shape `(n, *input shape)`.
+            mode: "clear" evaluates the integer network, "simulate" adds the protocol's errors without encrypting,
+                "encrypted" makes keys on first use and computes on real ciphertexts on this machine.
+            seed: Of the errors that "simulate" draws.
+
+        Returns:
+            Reals, shape `(n, *output shape)`.
+        """
+        if mode == "encrypted":
+            return self.client().predict(x)
+        units = self.graph.quantize(x)
+        if mode == "clear":
+            return self.graph.dequantize(interpret(self.graph, units))
+        if mode == "simulate":
+            return self.graph.dequantize(self._backend().simulate(self.graph, self.program, units, seed))
+        raise UsageError(
+            f"There is no mode {mode!r}.",
+            [Problem("mode", 'Expected "clear", "simulate" or "encrypted".', "check the spelling.")],
+        )
+
+    def client(self, key_cache: str | Path | None = None) -> Client:
+        """A client whose servers run on this machine; made once and kept."""
+        if self._client is None:
+            half = bundle.pack_client_half(self.interface, self.program.client)
+            self._client = Client(InProcess(half, self._backend().servers(self.program.servers)), key_cache)
+        return self._client
+
+    def close(self) -> None:
+        """End the servers that `predict` started."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def save(self, path: str | Path) -> Path:
+        """Write the bundle to one file."""
+        return bundle.save(path, self.graph, self.interface, self.program, _versions(self.protocol))
+
+    def report(self) -> str:
+        """The network, its cost, the parameters chosen and the guarantee, as text."""
+        sizes = {"client half": len(self.program.client)}
+        sizes |= {f"server half {party}": len(half) for party, half in enumerate(self.program.servers)}
+        sections = {
+            "Network": format_graph(self.graph),
+            "Cost of one inference": _table({**cost(self.graph).as_dict(), **self.program.counts}),
+            "Parameters": _table(self.program.parameters),
+            "Bytes": _table(sizes),
+            "Guarantee": str(self.guarantee),
+        }
+        return "\n\n".join(f"{title}\n{text}" for title, text in sections.items() if text)
+
+    def _backend(self) -> Backend:
+        return backends.load(self.protocol)
+
+
+def compile(
+    net: torch.nn.Module | Graph,
+    calibration: npt.ArrayLike,
+    protocol: str,
+    *,
+    n_bits: int | Mapping[str, int] | None = None,
+    **options: Any,
+) -> Compiled:
+    """Compile a network for a protocol.
+
+    Args:
+        net: A torch network in any mix of float, Brevitas, binarized and polynomial layers; or a `Graph`.
+        calibration: Typical inputs as reals, shape `(n, *input shape)`; they set every range. They do not end up in
+            the result.
+        protocol: "clear", "tfhe", "ckks" or "mpc".
+        n_bits: Bits for layers that bring no quantization of their own.
+        options: Options of the protocol, see `secure_infer.backends`.
+
+    Raises:
+        UsageError: An unknown protocol or option.
+        UnsupportedNetwork: Layers that the protocol can't evaluate: all of them, each with its fix.
+        InvalidInput: Calibration data that does not fit the network.
+        ParametersError: No secure parameters hold the network.
+    """
+    backend = backends.load(protocol)
+    unknown = sorted(set(options) - set(backend.options))
+    if unknown:
+        known = "; ".join(f"{name}: {text}" for name, text in backend.options.items()) or "none"
+        raise UsageError(
+            f"{protocol} has no option {', '.join(unknown)}.",
+            [Problem(name, "Unknown option.", f"use one of these - {known}.") for name in unknown],
+        )
+    graph = _trace(net, np.asarray(calibration), protocol, n_bits)
+    graph = passes.optimize(graph, pool_first=protocol == "mpc")
+    require_supported(backend, graph)
+    program = backend.compile(graph, graph.quantize(calibration), options)
+    return Compiled(graph, Interface.of(graph, protocol, program.guarantee), program)
+
+
+def load(path: str | Path) -> Compiled:
+    """Read a bundle that `Compiled.save` wrote.
+
+    Raises:
+        BundleError: Truncated, altered, or of a newer schema.
+    """
+    return Compiled(*bundle.load(path))
+
+
+def _trace(net: Any, calibration: npt.NDArray[Any], protocol: str, n_bits: int | Mapping[str, int] | None) -> Graph:
+    if isinstance(net, Graph):
+        return net
+    from secure_infer.frontends import to_graph
+
+    graph: Graph = to_graph(net, calibration, protocol=protocol, n_bits=n_bits)
+    return graph
+
+
+def _versions(protocol: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    library = _LIBRARIES.get(protocol)
+    return {library: version(library)} if library else {}
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    width = max(map(len, values), default=0)
+    return "\n".join(f"  {name:<{width}}  {_number(value)}" for name, value in values.items())
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float) and value and not 1e-3 <= abs(value) < 1e6:
+        exponent = math.log2(abs(value))
+        return f"2^{exponent:.0f}" if exponent.is_integer() else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

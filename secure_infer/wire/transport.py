@@ -1,0 +1,121 @@
+"""How messages reach the servers: the seam, and the transport that keeps all roles on one machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from secure_infer.errors import KeyMismatch, Problem
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The servers' replies to one request.
+
+    Attributes:
+        replies: One for each party.
+        wall_s: Seconds from the first message in to the last reply out, on the server side.
+        cpu_s: Seconds of CPU that all parties spent.
+        statistics: What the parties counted (rounds, bytes between them ...), where the protocol has such counts.
+    """
+
+    replies: tuple[bytes, ...]
+    wall_s: float
+    cpu_s: float
+    statistics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Transport(Protocol):
+    """Carries a client's requests to the server side."""
+
+    def client_half(self) -> bytes:
+        """The model's public half."""
+        ...
+
+    def upload(self, evaluation: bytes) -> str:
+        """Give the servers evaluation keys; returns the name (SHA-256) to infer with."""
+        ...
+
+    def infer(self, messages: Sequence[bytes], key_name: str) -> Answer:
+        """Run one request: a message for each party."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the servers."""
+        ...
+
+
+class Party(Protocol):
+    """One server party, as the transport sees it."""
+
+    def run(self, message: bytes, evaluation: bytes) -> bytes:
+        """Answer a message."""
+        ...
+
+    def close(self) -> None:
+        """Release resources."""
+        ...
+
+
+class InProcess:
+    """All server parties on this machine, each run in a thread of its own so that parties can talk to one another."""
+
+    def __init__(self, client_half: bytes, parties: Sequence[Party]) -> None:
+        self._client_half = client_half
+        self._parties = tuple(parties)
+        self._keys: dict[str, bytes] = {}
+        self._threads = ThreadPoolExecutor(len(self._parties), thread_name_prefix="party")
+
+    def client_half(self) -> bytes:
+        """The model's public half."""
+        return self._client_half
+
+    def upload(self, evaluation: bytes) -> str:
+        """Keep evaluation keys in memory under their SHA-256."""
+        name = hashlib.sha256(evaluation).hexdigest()
+        self._keys[name] = evaluation
+        return name
+
+    def infer(self, messages: Sequence[bytes], key_name: str) -> Answer:
+        """Run all parties at once.
+
+        Raises:
+            KeyMismatch: Keys that were never uploaded.
+        """
+        if key_name not in self._keys:
+            raise KeyMismatch(
+                "The server does not hold these evaluation keys.",
+                [Problem("evaluation keys", f"No keys named {key_name[:12]} were uploaded.", "upload them first.")],
+            )
+        evaluation = self._keys[key_name]
+        wall, cpu = time.perf_counter(), self._cpu_seconds()
+        running = [
+            self._threads.submit(party.run, message, evaluation)
+            for party, message in zip(self._parties, messages, strict=True)
+        ]
+        replies = tuple(future.result() for future in running)
+        wall_s, cpu_s = time.perf_counter() - wall, self._cpu_seconds() - cpu
+        return Answer(replies, wall_s, cpu_s, self._statistics())
+
+    def close(self) -> None:
+        """Close every party."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for party in self._parties:
+            party.close()
+
+    def _cpu_seconds(self) -> float:
+        """CPU of this process and of the parties' own processes, where they have such."""
+        own = os.times()
+        return own.user + own.system + sum(getattr(party, "cpu_seconds", float)() for party in self._parties)
+
+    def _statistics(self) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for party in self._parties:
+            for name, value in getattr(party, "statistics", {}).items():
+                merged[name] = max(merged.get(name, 0), value)
+        return merged
