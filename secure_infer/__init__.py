@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secure_infer.bundle import load
     from secure_infer.client import Client
-    from secure_infer.compile import Compiled, compile
+    from secure_infer.compiler import Compiled, compile
     from secure_infer.nn.check import check
     from secure_infer.nn.fix import fix
     from secure_infer.zoo import load_model
@@ -20,11 +20,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Client": "secure_infer.client",
-    "Compiled": "secure_infer.compile",
+    "Compiled": "secure_infer.compiler",
     "check": "secure_infer.nn.check",
-    "compile": "secure_infer.compile",
+    "compile": "secure_infer.compiler",
     "fix": "secure_infer.nn.fix",
-    "load": "secure_infer.compile",
+    "load": "secure_infer.compiler",
     "load_model": "secure_infer.zoo",
 }
 

@@ -1,4 +1,4 @@
-"""What a network costs under each protocol, read off its graph: ranges, accumulator bits, depth, look-ups, comparisons."""
+"""What a network costs under each protocol, read off its graph: ranges, bits, depth, look-ups, comparisons."""
 
 from __future__ import annotations
 
