@@ -1,0 +1,130 @@
+"""The zoo's networks by name, each built from a few parameters of its recipe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from secure_infer.errors import Problem, UsageError
+from secure_infer.nn.layers import BinaryLinear, PolynomialActivation, Sign
+
+Architecture = Callable[..., nn.Sequential]
+
+
+def binary_mlp(*, inputs: int, classes: int, hidden: Sequence[int], input_bits: int, weight_bits: Sequence[int],
+               noise: float = 0.0) -> nn.Sequential:
+    """A multi-layer perceptron with sign activations.
+
+    Args:
+        inputs: Pixels of an image.
+        classes: Outputs.
+        hidden: Neurons of each hidden layer.
+        input_bits: Bits of a pixel; one bit means a threshold at one half.
+        weight_bits: Bits of the weights of each layer: 1 for +1 and -1, 2 for -1, 0 and +1, ...
+        noise: Standard deviation of the training noise on normalized pre-activations.
+    """
+    sizes = [inputs, *hidden]
+    layers: list[nn.Module] = [nn.Flatten(), _pixels(input_bits)]
+    for size, width, bits in zip(sizes, hidden, weight_bits, strict=False):
+        layers += [_linear(size, width, bits, bias=False), nn.BatchNorm1d(width), Sign(noise)]
+    layers.append(_linear(sizes[-1], classes, weight_bits[-1], bias=True))
+    return nn.Sequential(*layers)
+
+
+def quantized_cnn(*, image: Sequence[int], classes: int, convolutions: Sequence[Sequence[int]],
+                  hidden: Sequence[int] = (), input_bits: int, weight_bits: int, activation_bits: int) -> nn.Sequential:
+    """A convolutional network with quantized weights and quantized ReLUs; strides stand in for pooling.
+
+    Args:
+        image: Channels, height and width of the input.
+        classes: Outputs.
+        convolutions: For each: output channels, width of the kernel, stride, zeros around its input.
+        hidden: Neurons of each fully connected hidden layer.
+        input_bits: Bits of a pixel.
+        weight_bits: Bits of a weight, 2 to 8.
+        activation_bits: Bits of an activation.
+    """
+    from secure_infer.nn.quantizers import quant_conv2d, quant_relu  # noqa: PLC0415 - only these nets need brevitas
+
+    layers: list[nn.Module] = [_pixels(input_bits)]
+    depth, height, width = image
+    for number, kernel, stride, padding in convolutions:
+        layers += [quant_conv2d(depth, number, kernel, weight_bits, stride=stride, padding=padding, bias=False),
+                   nn.BatchNorm2d(number), quant_relu(activation_bits)]
+        depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+    layers.append(nn.Flatten())
+    size = depth * height * width
+    for number in hidden:
+        layers += [_linear(size, number, weight_bits, bias=False), nn.BatchNorm1d(number), quant_relu(activation_bits)]
+        size = number
+    return nn.Sequential(*layers, _linear(size, classes, weight_bits, bias=True))
+
+
+def polynomial_cnn(*, image: Sequence[int], classes: int, channels: int, kernel: int, stride: int, padding: int,
+                   hidden: int, radius: float = 3.0) -> nn.Sequential:
+    """A convolution and two linear layers with quadratic activations between, after LoLa (Brutzkus et al., ICML 2019).
+
+    Args:
+        image: Channels, height and width of the input.
+        classes: Outputs.
+        channels: Output channels of the convolution.
+        kernel: Width of its kernel.
+        stride: Its stride.
+        padding: Zeros around the image.
+        hidden: Neurons of the hidden layer.
+        radius: Half-width of the range that activations are meant for.
+    """
+    depth, *sides = image
+    height, width = ((n + 2 * padding - kernel) // stride + 1 for n in sides)
+    return nn.Sequential(
+        nn.Conv2d(depth, channels, kernel, stride=stride, padding=padding, bias=False), nn.BatchNorm2d(channels),
+        PolynomialActivation(radius=radius), nn.Flatten(),
+        nn.Linear(channels * height * width, hidden, bias=False), nn.BatchNorm1d(hidden),
+        PolynomialActivation(radius=radius), nn.Linear(hidden, classes))
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    function.__name__.replace("_", "-"): function for function in (binary_mlp, quantized_cnn, polynomial_cnn)
+}
+"""Networks by the name that a recipe gives."""
+
+
+def build(name: str, parameters: Mapping[str, Any]) -> nn.Sequential:
+    """An untrained network.
+
+    Args:
+        name: One of `ARCHITECTURES`.
+        parameters: Its keyword arguments.
+
+    Raises:
+        UsageError: An unknown architecture, or parameters that it does not take or lacks; all are listed.
+    """
+    if name not in ARCHITECTURES:
+        raise UsageError(f"There is no architecture {name!r}.", [
+            Problem("architecture", f"Expected one of {', '.join(ARCHITECTURES)}.", "correct the name.")])
+    signature = inspect.signature(ARCHITECTURES[name]).parameters
+    problems = [Problem(key, "Unknown parameter.", f"use one of {', '.join(signature)}.")
+                for key in parameters.keys() - signature.keys()]
+    problems += [Problem(key, "Missing.", "add it.") for key, entry in signature.items()
+                 if entry.default is inspect.Parameter.empty and key not in parameters]
+    if problems:
+        raise UsageError(f"The parameters do not fit {name}.", problems)
+    return ARCHITECTURES[name](**parameters)
+
+
+def _linear(inputs: int, outputs: int, bits: int, bias: bool) -> nn.Module:
+    if bits == 1:
+        return BinaryLinear(inputs, outputs, bias, scaling="tensor")
+    from secure_infer.nn.quantizers import quant_linear  # noqa: PLC0415 - only these nets need brevitas
+
+    return quant_linear(inputs, outputs, bits, bias)
+
+
+def _pixels(bits: int) -> nn.Module:
+    """Round pixels in [0, 1] to `bits` bits; the scale is fixed, so no pixel is ever out of range."""
+    from secure_infer.nn.quantizers import quant_identity  # noqa: PLC0415 - only these nets need brevitas
+
+    return quant_identity(bits, signed=False, scaling_impl_type="const", scaling_init=1.0)
