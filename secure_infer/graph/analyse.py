@@ -19,10 +19,10 @@ def calibrated_ranges(graph: Graph, x: Integers) -> dict[str, Range]:
 
 
 def multiplicative_depth(graph: Graph) -> int:
-    """Levels that CKKS spends: one an affine stretch, `ceil(log2(degree))` plus one for leading coefficients.
+    """Levels that CKKS spends: one a linear layer, and for a polynomial as many as its degree calls for.
 
-    A degree-d polynomial takes `ceil(log2(d + 1))` levels by Paterson-Stockmeyer; a square with its linear term folded
-    into the affine stretch before it takes one.
+    Degree d takes `ceil(log2(d + 1))` levels (Paterson and Stockmeyer, 1973). A quadratic takes one, since completing
+    the square moves its coefficients into the linear layers beside it; a degree of one takes none.
     """
     depth = {INPUT: 0}
     for node in graph.nodes:
@@ -36,7 +36,8 @@ def _levels(node: Node) -> int:
         case Linear() | Conv2d():
             return 1
         case Polynomial():
-            return int(np.ceil(np.log2(node.op.degree + 1)))
+            degree = node.op.degree
+            return max(degree - 1, 0) if degree <= 2 else int(np.ceil(np.log2(degree + 1)))
         case _:
             return 0
 

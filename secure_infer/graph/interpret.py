@@ -90,7 +90,7 @@ def apply(op: Op, *inputs: Array, use_float: bool = False, keep_float: bool = Fa
     x = inputs[0]
     match op:
         case Linear():
-            return _matmul(x, op.weight.T, use_float, keep_float) + op.bias
+            return np.asarray(_matmul(x, op.weight.T, use_float, keep_float) + op.bias)
         case Conv2d():
             return _convolve(op, x, use_float, keep_float)
         case Add():

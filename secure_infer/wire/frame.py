@@ -59,7 +59,8 @@ def unpack(data: bytes, kind: str) -> Frame:
         raise _error(kind, "its header is not readable") from error
     if found != kind:
         raise _error(kind, f"it is a {found}")
-    if not all(isinstance(size, int) and size >= 0 for size in sizes) or not isinstance(meta, dict):
+    lengths = isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
+    if not lengths or not isinstance(meta, dict):
         raise _error(kind, "its header is malformed")
     if _HEAD + length + sum(sizes) != len(data):
         raise _error(kind, "its parts do not add up to its length")
