@@ -1,0 +1,138 @@
+"""The table of verbs, and what becomes of every exception: one clean message and one exit code."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from secure_infer import __version__
+from secure_infer.cli import console
+from secure_infer.errors import Problem, SecureInferError, UsageError
+
+INTERRUPTED = 130
+INTERNAL = 70
+
+_PROGRAM = "secure-infer"
+_ABOUT = "Encrypted inference: one network under TFHE, CKKS and MPC."
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: the module that holds its function of the same name, and its line in the help."""
+
+    module: str
+    help: str
+    panel: str
+
+
+_EASY, _STAGES, _MODELS = "Start here", "Stages, each a process of its own", "Models and measurements"
+
+VERBS: Mapping[str, Verb] = {
+    "demo": Verb("demo", "Classify handwritten digits on real ciphertexts under every protocol.", _EASY),
+    "predict": Verb("predict", "Predict with a bundle or a model of the zoo; all roles on this machine.", _EASY),
+    "check": Verb("check", "List every layer that a protocol can't evaluate, each with its fix.", _STAGES),
+    "compile": Verb("compile", "Compile a network for a protocol to a bundle.", _STAGES),
+    "keygen": Verb("keygen", "Client: make a secret key and evaluation keys.", _STAGES),
+    "encrypt": Verb("encrypt", "Client: encrypt inputs, one message for each server party.", _STAGES),
+    "run": Verb("run", "Server: answer messages; holds no secret.", _STAGES),
+    "decrypt": Verb("decrypt", "Client: decrypt the replies.", _STAGES),
+    "inspect": Verb("inspect", "Show a bundle's network, cost, parameters and guarantee.", _MODELS),
+    "models": Verb("models", "List the models of the zoo.", _MODELS),
+    "train": Verb("train", "Train a model of the zoo by its recipe.", _MODELS),
+    "bench": Verb("bench", "Run benchmark cases and keep their records.", _MODELS),
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code.
+
+    Every exception ends here: errors of this package print themselves and give their own code, an interrupt gives 130,
+    and a defect gives 70 and one line (with `--debug`, its traceback).
+    """
+    words = list(arguments) or ["--help"]
+    as_json = console.wants_json(words)
+    try:
+        code = _application(words)(args=words, prog_name=_PROGRAM, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SecureInferError as error:
+        return console.report(error, error.exit_code, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return console.report(SecureInferError("Interrupted."), INTERRUPTED, as_json)
+    except Exception as error:
+        if callable(getattr(error, "format_message", None)):
+            return console.report(_misuse(error, words), UsageError.exit_code, as_json)
+        return _defect(error, words, as_json)
+
+
+def exit_codes() -> dict[int, str]:
+    """What each exit code means, read off the tree of errors."""
+    codes = {0: "success", SecureInferError.exit_code: "any other error of this package"}
+    codes |= {kind.exit_code: _meaning(kind) for kind in SecureInferError.__subclasses__()}
+    return codes | {INTERNAL: "a defect of ours (`--debug` shows the traceback)", INTERRUPTED: "interrupted"}
+
+
+def _meaning(kind: type[SecureInferError]) -> str:
+    sentence = inspect.getdoc(kind) or kind.__name__
+    return sentence[0].lower() + sentence[1:].rstrip(".")
+
+
+def _application(words: Sequence[str]) -> Callable[..., Any]:
+    """The command tree, in which only the verb that is called is real; the others are a name and a line of help."""
+    epilog = "\n".join(["Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in exit_codes().items())])
+    app = typer.Typer(name=_PROGRAM, help=_ABOUT, epilog=epilog, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_options)
+    called = next((word for word in words if not word.startswith("-")), None)
+    for name, verb in VERBS.items():
+        function = _function(name, verb) if name == called else _placeholder
+        app.command(name, help=None if name == called else verb.help, rich_help_panel=verb.panel)(function)
+    return typer.main.get_command(app)
+
+
+def _function(name: str, verb: Verb) -> Callable[..., Any]:
+    module = import_module(f"secure_infer.cli.{verb.module}")
+    function: Callable[..., Any] = getattr(module, name)
+    return function
+
+
+def _placeholder() -> None:
+    """Stands for a verb that is not called."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"{_PROGRAM} {__version__}")
+        raise typer.Exit()
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log all, and show the traceback of a defect.")] = False,
+) -> None:
+    if debug:
+        logging.basicConfig(level=logging.DEBUG)
+
+
+def _misuse(error: Any, words: Sequence[str]) -> UsageError:
+    """What the option parser refused, as an error of ours."""
+    verb = next((word for word in words if word in VERBS), "")
+    command = " ".join(filter(None, [_PROGRAM, verb, "--help"]))
+    return UsageError(str(error.format_message()), [Problem("command", "Not understood.", f"see `{command}`.")])
+
+
+def _defect(error: Exception, words: Sequence[str], as_json: bool) -> int:
+    if "--debug" in words:
+        console.complain(traceback.format_exc())
+    again = " ".join([_PROGRAM, "--debug", *(word for word in words if word != "--debug")])
+    name = type(error).__name__
+    problem = Problem("secure-infer", f"{name}: {error}", f"this is a defect; report what `{again}` prints.")
+    summary = f"Something went wrong inside secure-infer ({name})."
+    return console.report(SecureInferError(summary, [problem]), INTERNAL, as_json)
