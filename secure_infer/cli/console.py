@@ -76,10 +76,15 @@ def _show(error: SecureInferError) -> None:
             out.print(Text(f"  {line}", style="yellow" if line.startswith("^") else "dim"))
 
 
+def watched(quiet: bool = False) -> bool:
+    """Whether progress is to be shown: somebody watches standard error, and did not ask for JSON."""
+    return not quiet and sys.stderr.isatty()
+
+
 @contextmanager
 def phase(title: str, quiet: bool = False) -> Iterator[None]:
     """Show a spinner, a title and the elapsed time while the block runs, if somebody watches standard error."""
-    if quiet or not sys.stderr.isatty():
+    if not watched(quiet):
         yield
         return
     from rich.console import Console
@@ -102,6 +107,8 @@ def size(count: float) -> str:
 
 def seconds(value: float) -> str:
     """A duration for people: `3.2 ms`, `1.7 s`."""
+    if value < 0.001:
+        return f"{value * 1e3:.2f} ms"
     if value < 0.9995:
         return f"{value * 1e3:.3g} ms"
     return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"

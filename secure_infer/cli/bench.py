@@ -1,0 +1,112 @@
+"""`secure-infer bench`: run cases, keep their records, and turn records into tables and plots."""
+
+from __future__ import annotations
+
+import json as encoder
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secure_infer.cli import console
+from secure_infer.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from secure_infer.bench.runner import Progress
+
+
+def bench(
+    cases: Annotated[list[str] | None, typer.Argument(metavar="CASE...", help="Cases to run; see --list.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Images through each protocol.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the cases.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write tables and plots from the records.")] = False,
+    results: Annotated[Path | None, typer.Option("--results", metavar="DIR", help="Folder of the records.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the records, one a line.")] = False,
+) -> None:
+    """Run benchmark cases on real ciphertexts; records are added to RESULTS/CASE.jsonl."""
+    from secure_infer.bench import places
+
+    if not (cases or listing or report):
+        raise UsageError(
+            "There is nothing to do.", [Problem("CASE", "No case is named.", "name cases; --list shows them.")]
+        )
+    folder = results or places.results()
+    if listing:
+        _list(json)
+    if cases:
+        _run(cases, n, folder, json)
+    if report:
+        _report(folder, json)
+
+
+def _list(as_json: bool) -> None:
+    from secure_infer.bench import case_names, load_case
+
+    found = [load_case(name) for name in case_names()]
+    if as_json:
+        console.emit({"cases": [{"name": c.name, "title": c.title, "entries": len(c.entries)} for c in found]})
+        return
+    width = max((len(case.name) for case in found), default=0)
+    for case in found:
+        console.say(f"{case.name:<{width}}  {case.title}")
+
+
+def _run(names: Sequence[str], n: int | None, folder: Path, as_json: bool) -> None:
+    from secure_infer.bench import append, load_case, run_case
+
+    for case in [load_case(name) for name in names]:
+        with _progress() as progress:
+            for record in run_case(case, n=n, progress=progress):
+                append(folder / f"{case.name}.jsonl", record)
+                console.say(encoder.dumps(record) if as_json else _line(record))
+
+
+def _report(folder: Path, as_json: bool) -> None:
+    from secure_infer.report import write_report
+
+    written = write_report(folder)
+    if as_json:
+        console.emit({"written": [str(path) for path in written]})
+        return
+    for path in written:
+        console.say(str(path))
+
+
+def _line(record: dict[str, Any]) -> str:
+    """One record for people."""
+    wall = record["wall_s"]
+    who = f"{record['model']} {record['protocol']} {record['peer'] or 'ours'}"
+    shares = f"accuracy {record['accuracy']:.1%} (clear {record['accuracy_clear']:.1%})"
+    return f"{who:<44} run {console.seconds(wall['run']):>8} an image, {shares}, agreement {record['agreement']:.1%}"
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """A bar a contender on standard error where somebody watches it, else a line when a contender starts and ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        yield _say_ends
+        return
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total)
+            bars.update(tasks[label], completed=done)
+
+        yield show
+
+
+def _say_ends(label: str, done: int, total: int) -> None:
+    if done == 0:
+        console.complain(f"{label}: compile, keys, then {total} requests")
+    elif done == total:
+        console.complain(f"{label}: done")

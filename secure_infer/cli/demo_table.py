@@ -1,0 +1,89 @@
+"""The demo in a terminal: the digits, what each protocol makes of them, and what that costs; redrawn as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from secure_infer.cli import console
+from secure_infer.cli.demo_run import EACH, ONCE, Digit, Run
+
+_COLUMN = 11
+
+
+def draw(runs: Sequence[Run], digits: Sequence[Digit], width: int) -> RenderableType:
+    """Both tables, for a terminal of `width` characters."""
+    return Group(_predictions(runs, digits, max(1, (width - 12) // _COLUMN)), _costs(runs))
+
+
+def promises(runs: Sequence[Run]) -> RenderableType:
+    """Each protocol's guarantee, as text."""
+    lines = [Text(f"{run.protocol:<6}{run.guarantee!s}\n") for run in runs if run.guarantee]
+    return Group(*lines)
+
+
+def _predictions(runs: Sequence[Run], digits: Sequence[Digit], room: int) -> Table:
+    shown = digits[:room]
+    table = Table(box=None, padding=(0, 1), title_justify="left", show_header=False)
+    table.add_column(width=8)
+    for _ in shown:
+        table.add_column(width=8, justify="center")
+    table.add_row("", *(picture(digit) for digit in shown))
+    table.add_row(Text("truth", style="dim"), *(Text(str(digit.label), style="bold") for digit in shown))
+    for run in runs:
+        cells = [_cell(run, position, digit) for position, digit in enumerate(shown)]
+        table.add_row(Text(run.protocol, style="bold cyan"), *cells)
+    if len(digits) > len(shown):
+        table.add_row("", Text(f"... and {len(digits) - len(shown)} more", style="dim"))
+    return table
+
+
+def _cell(run: Run, position: int, digit: Digit) -> Text:
+    if position >= len(run.readings):
+        return Text("..." if run.phase == f"digit {position + 1}" else "", style="dim")
+    reading = run.readings[position]
+    right = reading.predicted == digit.label
+    mark = "" if reading.predicted == reading.clear else " !"
+    return Text(f"{reading.predicted}{mark}", style="bold green" if right else "bold red")
+
+
+def picture(digit: Digit) -> Text:
+    """The image in half blocks: each character is two pixels, one above the other."""
+    levels = np.rint(digit.pixels * 255).astype(int)
+    text = Text()
+    for top, bottom in zip(levels[0::2], levels[1::2], strict=True):
+        for upper, lower in zip(top, bottom, strict=True):
+            text.append("▀", style=f"rgb({upper},{upper},{upper}) on rgb({lower},{lower},{lower})")
+        text.append("\n")
+    text.right_crop(1)
+    return text
+
+
+def _costs(runs: Sequence[Run]) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=True)
+    table.add_column("", width=8)
+    for name in (*ONCE, *EACH, "keys", "input", "output", "agree"):
+        table.add_column(name, justify="right")
+    for run in runs:
+        table.add_row(Text(run.protocol, style="bold cyan"), *_figures(run), _state(run))
+    return table
+
+
+def _figures(run: Run) -> list[str]:
+    times, sizes = run.phases_s(), run.sizes()
+    cells = [console.seconds(times[phase]) if phase in times else "" for phase in (*ONCE, *EACH)]
+    known = run.readings or run.phase == "done"
+    return cells + [console.size(sizes[name]) if known else "" for name in ("evaluation_keys", "input", "output")]
+
+
+def _state(run: Run) -> Text:
+    if run.phase == "failed":
+        return Text("not installed" if type(run.error).__name__ == "MissingExtra" else "failed", style="red")
+    if run.phase == "done":
+        whole = run.agreeing() == len(run.readings)
+        return Text(f"{run.agreeing()} of {len(run.readings)}", style="bold green" if whole else "bold red")
+    return Text(run.phase, style="yellow" if run.phase != "waiting" else "dim")
