@@ -1,0 +1,91 @@
+"""Our own contender: compile, keys and client of one model under one protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secure_infer import backends
+from secure_infer.bench.cases import Entry
+from secure_infer.bench.contender import Reals, Sample, Setup, Subject
+from secure_infer.bench.host import LIBRARIES
+from secure_infer.client import Client, Stopwatch
+from secure_infer.compiler import Compiled, compile
+from secure_infer.graph import Graph, interpret, interpret_real
+
+_CHUNK = 500
+
+
+def graph_of(subject: Subject, protocol: str) -> Graph:
+    """The very graph that we run under a protocol, for a peer to run too."""
+    return compile(subject.net, subject.calibration, protocol, **subject.options.get(protocol, {})).graph
+
+
+def evaluate(graph: Graph, x: npt.NDArray[Any], *, exact: bool) -> Reals:
+    """Outputs of the graph in the clear for reals `x`, shape `(n, *input shape)`: integers, or reals if not `exact`."""
+    network = interpret if exact else interpret_real
+    chunks = [network(graph, graph.quantize(x[at : at + _CHUNK])) for at in range(0, len(x), _CHUNK)]
+    return graph.dequantize(np.concatenate(chunks))
+
+
+class Ours:
+    """A compiled model with its own client and servers on this machine.
+
+    Args:
+        subject: The model and its data.
+        entry: Protocol, options and mode.
+    """
+
+    def __init__(self, subject: Subject, entry: Entry) -> None:
+        self._encrypts, self._seed = entry.mode == "encrypted", 0
+        options = {**subject.options.get(entry.protocol, {}), **entry.options}
+        watch = Stopwatch()
+        with watch.phase("compile"):
+            self._compiled: Compiled = compile(subject.net, subject.calibration, entry.protocol, **options)
+        self._backend = backends.load(entry.protocol)
+        sent = raw = None
+        if self._encrypts:
+            self._client: Client = self._compiled.client()
+            evaluation = self._client.keys().evaluation
+            watch.wall_s |= self._client.stopwatch.wall_s
+            watch.cpu_s |= self._client.stopwatch.cpu_s
+            sent = len(evaluation)
+            raw = self._compiled.program.parameters.get("evaluation_key_bytes", sent)
+        program = self._compiled.program
+        self.setup = Setup(
+            wall_s=watch.wall_s,
+            cpu_s=watch.cpu_s,
+            evaluation_keys=raw,
+            evaluation_keys_sent=sent,
+            parameters=dict(program.parameters),
+            counts=dict(program.counts),
+            libraries=LIBRARIES.get(entry.protocol, ()),
+        )
+
+    def clear(self, x: npt.NDArray[Any]) -> Reals:
+        """The integer network's outputs; over the reals where the protocol is not exact."""
+        return evaluate(self._compiled.graph, x, exact=self._backend.exact)
+
+    def infer(self, x: npt.NDArray[Any]) -> Sample:
+        """One request; in mode "simulate" the protocol's errors without any ciphertext."""
+        if not self._encrypts:
+            return self._simulate(x)
+        answer = self._client.infer(x)
+        return Sample(answer.outputs, answer.wall_s, answer.cpu_s, answer.bytes, answer.statistics)
+
+    def primitives(self) -> dict[str, float]:
+        """CPU seconds of one of each primitive that the program counts."""
+        return dict(self._backend.primitives(self._compiled.program)) if self._encrypts else {}
+
+    def close(self) -> None:
+        """End the servers."""
+        self._compiled.close()
+
+    def _simulate(self, x: npt.NDArray[Any]) -> Sample:
+        watch = Stopwatch()
+        self._seed += 1
+        with watch.phase("run"):
+            outputs = self._compiled.predict(x, mode="simulate", seed=self._seed)
+        return Sample(outputs, watch.wall_s, watch.cpu_s, {})

@@ -1,0 +1,229 @@
+"""TenSEAL: its CKKSVector recipe for convolutional networks (im2col, square, matrix product) on our very graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secure_infer.bench.cases import Entry
+from secure_infer.bench.contender import Reals, Sample, Setup, Subject
+from secure_infer.bench.ours import evaluate, graph_of
+from secure_infer.client import Stopwatch
+from secure_infer.errors import Problem, UnsupportedNetwork, missing_extra
+from secure_infer.graph import INPUT, Conv2d, Graph, Node, Polynomial, Reshape, interpret_real
+
+_MIDDLE_BITS, _OUTER_BITS, _TUTORIAL_LEVELS = 26, 31, 6
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """`y = x @ matrix + bias` over the reals, shapes `(in, out)` and `(out,)`."""
+
+    matrix: Reals
+    bias: Reals
+
+
+def squares_form(graph: Graph) -> list[Affine]:
+    """A chain of affine stretches and quadratics as affine maps with nothing but squares between them.
+
+    `a x^2 + b x + c = a (x + b / 2a)^2 + c - b^2 / 4a`: the shift goes to the map before, the rest to the one after.
+
+    Raises:
+        UnsupportedNetwork: Branches, or activations that are no quadratics.
+    """
+    stretches, quadratics = _split(graph)
+    maps = [_dense(graph, start, nodes) for start, nodes in stretches]
+    for index, node in enumerate(quadratics):
+        constant, linear, square = _coefficients(graph, node)
+        before, after = maps[index], maps[index + 1]
+        maps[index] = replace(before, bias=before.bias + linear / (2 * square))
+        rest = constant - linear**2 / (4 * square)
+        maps[index + 1] = Affine(square[:, None] * after.matrix, after.bias + rest @ after.matrix)
+    return maps
+
+
+class TensealVector:
+    """A network of squares as TenSEAL's own tutorial runs it.
+
+    Args:
+        subject: A chain of affine layers and quadratics; a first convolution of one channel goes through im2col.
+        entry: Takes no options.
+
+    Raises:
+        MissingExtra: TenSEAL is not installed.
+        UnsupportedNetwork: The network is no such chain.
+    """
+
+    def __init__(self, subject: Subject, entry: Entry) -> None:
+        try:
+            import tenseal
+        except ImportError as error:
+            raise missing_extra("The peer tenseal", "ckks", "tenseal") from error
+        self._ts, watch = tenseal, Stopwatch()
+        with watch.phase("compile"):
+            self._graph = graph_of(subject, "ckks")
+            self._maps = squares_form(self._graph)
+            self._gain = self._fit_outputs(subject.calibration)
+            self._conv = _first_convolution(self._graph)
+        levels = 2 * len(self._maps) - 1
+        degree, bits = _parameters(levels, self._slots())
+        with watch.phase("keygen"):
+            self._secret = tenseal.context(tenseal.SCHEME_TYPE.CKKS, degree, coeff_mod_bit_sizes=bits)
+            self._secret.global_scale = 2**_MIDDLE_BITS
+            self._secret.generate_galois_keys()
+        public = self._secret.serialize(save_secret_key=False)
+        self._public = tenseal.context_from(public)
+        self.setup = Setup(
+            wall_s=watch.wall_s,
+            cpu_s=watch.cpu_s,
+            evaluation_keys=None,
+            evaluation_keys_sent=len(public),
+            parameters={"poly_modulus_degree": degree, "coeff_mod_bit_sizes": bits, "scale_bits": _MIDDLE_BITS},
+            libraries=("tenseal",),
+        )
+
+    def clear(self, x: npt.NDArray[Any]) -> Reals:
+        """The graph over the reals."""
+        return evaluate(self._graph, x, exact=False)
+
+    def infer(self, x: npt.NDArray[Any]) -> Sample:
+        """One request for the one image that a vector holds."""
+        if len(x) != 1:
+            raise UnsupportedNetwork(
+                "TenSEAL's recipe takes one image.", [Problem("batch", f"Got {len(x)}.", "use batch = 1.")]
+            )
+        watch = Stopwatch()
+        with watch.phase("encrypt"):
+            vector, windows = self._encrypt(self._graph.quantize(x) * self._graph.input.scale_array())
+            sent = vector.serialize()
+        with watch.phase("run"):
+            reply = self._run(self._ts.ckks_vector_from(self._public, sent), windows).serialize()
+        with watch.phase("decrypt"):
+            outputs = self._ts.ckks_vector_from(self._secret, reply).decrypt()
+        traffic = {"input": len(sent), "output": len(reply)}
+        return Sample(np.asarray(outputs)[None] * self._gain + self._graph.offset, watch.wall_s, watch.cpu_s, traffic)
+
+    def primitives(self) -> dict[str, float]:
+        """Not measured for peers."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _fit_outputs(self, calibration: npt.NDArray[Any]) -> float:
+        """Shrink the last map so that outputs fit the last prime, which holds 5 bits before the scale; the factor."""
+        peak = float(np.abs(self.clear(calibration[:200]) - self._graph.offset).max())
+        gain: float = max(1.0, 2 * peak / 2 ** (_OUTER_BITS - _MIDDLE_BITS - 1))
+        self._maps[-1] = Affine(self._maps[-1].matrix / gain, self._maps[-1].bias / gain)
+        return gain
+
+    def _encrypt(self, x: Reals) -> tuple[Any, int]:
+        if self._conv is None:
+            return self._ts.ckks_vector(self._secret, x.ravel().tolist()), 0
+        op = self._conv
+        padded = np.pad(x[0, 0], [(p, p) for p in op.padding])
+        vector, windows = self._ts.im2col_encoding(self._secret, padded.tolist(), *op.weight.shape[2:], op.stride[0])
+        return vector, windows
+
+    def _run(self, vector: Any, windows: int) -> Any:
+        vector = self._convolve(vector, windows) if self._conv is not None else self._multiply(vector, self._maps[0])
+        for step in self._maps[1:]:
+            vector.square_()
+            vector = self._multiply(vector, step)
+        return vector
+
+    def _multiply(self, vector: Any, step: Affine) -> Any:
+        return vector.mm(step.matrix.tolist()) + step.bias.tolist()
+
+    def _convolve(self, vector: Any, windows: int) -> Any:
+        """The first map by im2col, one kernel at a time."""
+        op = self._conv
+        kernels = op.weight[:, 0] * np.broadcast_to(op.weight_scale, len(op.weight))[:, None, None]
+        channels = [vector.conv2d_im2col(kernel.tolist(), windows) for kernel in kernels]
+        return self._ts.CKKSVector.pack_vectors(channels) + self._maps[0].bias.tolist()
+
+    def _slots(self) -> int:
+        """Slots that the widest vector takes: im2col pads each window to a power of two."""
+        widest = max(max(step.matrix.shape) for step in self._maps)
+        if self._conv is None:
+            return widest
+        _, height, width = self._graph.types[self._graph.nodes[0].name].shape
+        window = int(np.prod(self._conv.weight.shape[2:]))
+        return max(widest, height * width * (1 << (window - 1).bit_length()))
+
+
+def _parameters(levels: int, slots: int) -> tuple[int, list[int]]:
+    """The tutorial's parameters where they suffice, else the next larger ring with a prime for each level."""
+    levels = max(levels, _TUTORIAL_LEVELS)
+    bits = [_OUTER_BITS, *[_MIDDLE_BITS] * levels, _OUTER_BITS]
+    degree = 8192 if levels == _TUTORIAL_LEVELS and slots <= 4096 else 16384
+    if slots > degree // 2 or (degree == 16384 and sum(bits) > 438):
+        raise _unsuited(f"It needs {slots} slots and {levels} levels.")
+    return degree, bits
+
+
+def _split(graph: Graph) -> tuple[list[tuple[str, list[Node]]], list[Node]]:
+    """Affine stretches, each with the value that it starts from, and the quadratics between them."""
+    stretches: list[tuple[str, list[Node]]] = [(INPUT, [])]
+    quadratics: list[Node] = []
+    last = INPUT
+    for node in graph.nodes:
+        if node.inputs != (last,):
+            raise _unsuited(f"{node.name} does not read the value before it.")
+        last = node.name
+        if isinstance(node.op, Polynomial) and node.op.degree == 2:
+            quadratics.append(node)
+            stretches.append((last, []))
+        elif node.kind in ("Linear", "Conv2d", "Sum", "Reshape"):
+            stretches[-1][1].append(node)
+        else:
+            raise _unsuited(f"{node.name} is neither affine nor a quadratic.")
+    if not all(nodes for _, nodes in stretches):
+        raise _unsuited("Two activations follow each other, or the last layer is one.")
+    return stretches, quadratics
+
+
+def _dense(graph: Graph, start: str, nodes: Sequence[Node]) -> Affine:
+    """An affine stretch as a matrix, by evaluating it on the unit vectors."""
+    kind, end = graph.types[start], graph.types[nodes[-1].name]
+    names = [INPUT, *(node.name for node in nodes)]
+    renamed = tuple(replace(node, inputs=(names[i],)) for i, node in enumerate(nodes))
+    stretch = Graph(kind, renamed, nodes[-1].name)
+    units = np.vstack([np.zeros((1, kind.size)), np.eye(kind.size)]).astype(np.int64)
+    rows = interpret_real(stretch, units.reshape(-1, *kind.shape)).reshape(len(units), -1)
+    scale_in, scale_out = (np.broadcast_to(t.scale_array(), t.shape).ravel() for t in (kind, end))
+    return Affine((rows[1:] - rows[0]) * scale_out / scale_in[:, None], rows[0] * scale_out)
+
+
+def _coefficients(graph: Graph, node: Node) -> Sequence[Reals]:
+    """Coefficients of a quadratic over the reals, lowest degree first, one of each for every element."""
+    op, kind, before = node.op, graph.types[node.name], graph.input_type(node)
+    rows = np.atleast_2d(op.coefficients).astype(np.float64).T / 2.0**op.shift  # type: ignore[union-attr]
+    scales = [np.broadcast_to(t.scale_array(), t.shape).ravel() for t in (kind, before)]
+    shape = (-1, *(1,) * (len(kind.shape) - 1))
+    found = [
+        np.broadcast_to(row.reshape(shape), kind.shape).ravel() * scales[0] / scales[1] ** d
+        for d, row in enumerate(rows)
+    ]
+    if np.abs(found[2]).min() < 1e-9:
+        raise _unsuited(f"A quadratic of {node.name} has no square term.")
+    return found
+
+
+def _first_convolution(graph: Graph) -> Any:
+    """The first operation if im2col can express it: one input channel, equal strides, no dilation; else None."""
+    op = graph.nodes[0].op
+    if not isinstance(op, Conv2d) or op.weight.shape[1] != 1 or op.groups != 1:
+        return None
+    alone = all(isinstance(node.op, Reshape) for node in _split(graph)[0][0][1][1:])
+    return op if alone and op.stride[0] == op.stride[1] and op.dilation == (1, 1) else None
+
+
+def _unsuited(what: str) -> UnsupportedNetwork:
+    return UnsupportedNetwork(
+        "TenSEAL's recipe can't express this network.", [Problem("tenseal", what, "choose another model.")]
+    )

@@ -1,0 +1,30 @@
+"""A model of the zoo with the data it is measured on."""
+
+from __future__ import annotations
+
+from secure_infer.bench.contender import Subject
+from secure_infer.errors import missing_extra
+
+CALIBRATION = 1000
+"""Training images that set the ranges."""
+
+
+def load_subject(name: str) -> Subject:
+    """A trained model of the zoo, calibrated on training images and measured on held-out ones.
+
+    Raises:
+        UsageError: No such model.
+        DataError: Its data set is nowhere to be found.
+        MissingExtra: torch, which the zoo needs, is not installed.
+    """
+    try:
+        from secure_infer import zoo
+        from secure_infer.nn.data import load_dataset
+
+        recipe, net = zoo.recipe(name), zoo.load_model(name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "brevitas"):
+            raise
+        raise missing_extra(f"The model {name}", "train", error.name) from error
+    data = load_dataset(recipe.dataset)
+    return Subject(name, net, data.x_train[:CALIBRATION], data.x_test, data.y_test, recipe.protocols)
