@@ -1,0 +1,200 @@
+"""The backend `mpc`: two servers compute on shares with CrypTen's protocols; a dealer helps and learns nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from secure_infer.backends.base import Guarantee, Program, require_supported
+from secure_infer.backends.mpc.client import PARTIES, ClientHalf, MpcClient
+from secure_infer.backends.mpc.plan import DEALER, FIRST_PARTY, Plan, cost, plan
+from secure_infer.errors import BundleError, Problem, UnsupportedNetwork, UsageError, missing_extra
+from secure_infer.graph import OPS, Polynomial, interpret, store
+from secure_infer.graph.graph import Graph
+from secure_infer.graph.ops import ACCUMULATOR_BITS, Integers
+from secure_infer.graph.text import underline
+from secure_infer.wire import frame
+
+if TYPE_CHECKING:
+    from secure_infer.backends.mpc.session import PartyRole
+
+KIND = "mpc-server"
+DEFAULT_TIMEOUT = 60.0
+_GREATEST_SHIFT = 62
+_YES = (True, "true", "True", "yes", "1")
+
+
+class MpcBackend:
+    """The backend `mpc`."""
+
+    name = "mpc"
+    ops = frozenset(OPS)
+    exact = True
+    parties = PARTIES
+    options: Mapping[str, str] = {
+        "provider": 'Who deals correlated randomness: "dealer" (default), a third process that sees no data, or '
+                    '"first-party", where party 0 deals and can read the input; for development, with insecure_dev.',
+        "insecure_dev": "Set to true to accept provider=first-party, which protects nothing from party 0.",
+        "timeout": f"Seconds that a party waits for another before it gives up; {DEFAULT_TIMEOUT:g} if not given.",
+    }
+
+    def compile(self, graph: Graph, calibration: Integers, options: Mapping[str, Any]) -> Program:
+        """Split a graph into a plan that both parties know and weights that party 0 alone holds.
+
+        Args:
+            graph: Any network: every operation is supported, exactly.
+            calibration: Not used: the ring holds every accumulator that a graph may have.
+            options: See `options`.
+
+        Raises:
+            UsageError: An unknown option or value, or `provider="first-party"` without `insecure_dev=True`.
+            UnsupportedNetwork: Numbers too wide for the ring.
+            MissingExtra: CrypTen is not installed.
+        """
+        _require_crypten()
+        provider, timeout = _options(options, self.options)
+        require_supported(self, graph)
+        _require_fit(graph)
+        public = plan(graph, os.urandom(16).hex(), provider, timeout)
+        data = public.to_bytes()
+        client = ClientHalf(public.model, graph.input.shape, graph.input.low, graph.input.high, public.output_shape)
+        spent = asdict(cost(public))
+        sizes = {"bytes_between_parties": spent.pop("bytes"), "bytes_from_dealer": spent.pop("dealer_bytes")}
+        return Program(
+            servers=(frame.pack(KIND, [data, *store.to_bytes(graph)], {"party": 0}),
+                     frame.pack(KIND, [data], {"party": 1})),
+            client=client.pack(),
+            guarantee=_guarantee(provider),
+            parameters={"ring_bits": 64, "provider": provider, "timeout": timeout, "tls": "1.3", **sizes},
+            counts=spent,
+        )
+
+    def client(self, half: bytes) -> MpcClient:
+        """The client role; it needs neither CrypTen nor torch."""
+        return MpcClient(ClientHalf.unpack(half))
+
+    def servers(self, halves: Sequence[bytes]) -> Sequence[PartyRole]:
+        """Start both parties and the dealer in processes of their own, and share the weights between the parties.
+
+        Raises:
+            BundleError: A half that is malformed, or a half of party 1 that holds more than the plan.
+            MissingExtra: CrypTen is not installed.
+            ProtocolError: A process does not start.
+        """
+        _require_crypten()
+        from secure_infer.backends.mpc.session import PartyRole, Session
+
+        parts, public = unpack_halves(halves)
+        session = Session(public.provider, public.timeout)
+        try:
+            session.load(parts)
+        except BaseException:
+            session.close()
+            raise
+        return [PartyRole(session, party) for party in range(PARTIES)]
+
+    def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Integers:
+        """The interpreter's result: the protocol computes modulo 2^64 without truncation, so it is exact."""
+        return interpret(graph, x)
+
+    def primitives(self, program: Program) -> Mapping[str, float]:
+        """Seconds for one round, one 16-bit comparison and one multiplication, measured between two processes now."""
+        _require_crypten()
+        from secure_infer.backends.mpc.session import Session
+
+        _, public = unpack_halves(program.servers)
+        session = Session(public.provider, public.timeout)
+        try:
+            return session.measure()
+        finally:
+            session.close()
+
+
+def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Plan]:
+    """The parts of both halves, and the plan they share.
+
+    Raises:
+        BundleError: Not two halves of one model, or weights in the half of party 1.
+    """
+    if len(halves) != PARTIES:
+        raise BundleError(f"Expected {PARTIES} server halves, got {len(halves)}.")
+    parts = []
+    for party, (half, expected) in enumerate(zip(halves, (3, 1), strict=True)):
+        received = frame.unpack(half, KIND)
+        if received.meta.get("party") != party or len(received.parts) != expected:
+            raise BundleError(f"This is not the half of party {party}.", [
+                Problem(KIND, "It belongs to another party, or holds more or less than that party may hold.",
+                        "pass the halves in order, as compiled.")])
+        parts.append(received.parts)
+    public = Plan.from_bytes(parts[1][0])
+    if parts[0][0] != parts[1][0]:
+        raise BundleError("The halves belong to different models.", [
+            Problem(KIND, "Their plans differ.", "use the halves of one bundle.")])
+    return parts, public
+
+
+def _require_crypten() -> None:
+    for module in ("torch", "crypten", "cryptography"):
+        if importlib.util.find_spec(module) is None:
+            raise missing_extra("mpc", "mpc", module)
+
+
+def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, float]:
+    """Provider and timeout; every problem is listed."""
+    problems = [Problem(name, "There is no such option.", f"use {', '.join(known)}.")
+                for name in given if name not in known]
+    provider = given.get("provider", DEALER)
+    if provider not in (DEALER, FIRST_PARTY):
+        problems.append(Problem("provider", f"Expected {DEALER} or {FIRST_PARTY}, got {provider!r}.", "use dealer."))
+    if provider == FIRST_PARTY and given.get("insecure_dev", False) not in _YES:
+        problems.append(Problem("provider", "Under first-party, party 0 makes all masks and can read every input.",
+                                "use the dealer; to try out code on your own data, add insecure_dev=True."))
+    try:
+        timeout = float(given.get("timeout", DEFAULT_TIMEOUT))
+    except (TypeError, ValueError):
+        timeout = 0.0
+    if not 0 < timeout <= 86400:
+        problems.append(Problem("timeout", f"Expected seconds in (0, 86400], got {given['timeout']!r}.", "use 60."))
+    if problems:
+        raise UsageError("The options of mpc can't be used.", problems)
+    return provider, timeout
+
+
+def _require_fit(graph: Graph) -> None:
+    problems = [Problem(node.name, f"It shifts by {node.op.shift} bits.", f"shift by at most {_GREATEST_SHIFT}.")
+                for node in graph.nodes if isinstance(node.op, Polynomial) and node.op.shift > _GREATEST_SHIFT]
+    if graph.input.bits > ACCUMULATOR_BITS:
+        problems.append(Problem("input", f"It has {graph.input.bits} bits.", f"use at most {ACCUMULATOR_BITS}."))
+    if problems:
+        raise UnsupportedNetwork("The network does not fit the ring of mpc.", problems, underline(graph, problems))
+
+
+def _guarantee(provider: str) -> Guarantee:
+    dealt = provider == DEALER
+    trust = (
+        "party 0, party 1 and the dealer do not collude: any two of them together can read the input",
+        "no party deviates from the protocol: there are no checks against an active adversary",
+        "research grade: CrypTen is dormant and not audited, and this use of it has had no outside review",
+    )
+    insecure = ("NOT SECURE: party 0 deals its own randomness and can read every input and every activation",)
+    return Guarantee(
+        scheme="2-party additive secret sharing over Z_2^64 (CrypTen 0.4.1), "
+               + ("trusted dealer" if dealt else "first-party provider, for development only"),
+        security_bits=128 if dealt else None,
+        failure_probability=0.0,
+        error_bound=None,
+        adversary="semi-honest: one of party 0, party 1 and the dealer, curious but following the protocol; "
+                  "and whoever reads the traffic between them, which is mutually authenticated TLS 1.3"
+                  if dealt else "none: party 0 can read the input",
+        leaks=(
+            "the network's structure to everybody but the client: operations, shapes, strides, gains of additions, "
+            "shifts, thresholds per activation, and whether values fit 8, 16, 32 or 64 bits",
+            "the batch size and the time of each query to both parties and the dealer",
+            "the outputs to the client, which can ask again and again: a model can be learned from its answers",
+            "weights to party 0, which owns them; to nobody else",
+        ),
+        trust=trust if dealt else insecure + trust[1:],
+    )

@@ -1,0 +1,263 @@
+"""Mutually authenticated TLS 1.3 between parties: lock-step messages with a time limit, counted exactly.
+
+Two parties hold two connections, one for each direction, so that both can send at once however large the messages are.
+Each party knows its peers by their certificates, made for one session; anybody else is turned away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import os
+import socket
+import ssl
+import struct
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from secure_infer.errors import Problem, ProtocolError
+from secure_infer.graph.ops import Integers
+
+HOST = "127.0.0.1"
+HEADER_BYTES = 8
+_SMALL = 1 << 15  # what any socket buffer takes in at once
+_LONGEST_UNSIZED = 1 << 22
+
+
+def as_bytes(values: Integers) -> memoryview:
+    """The bytes of an int64 array, without a copy if it is contiguous."""
+    return memoryview(np.ascontiguousarray(values).reshape(-1).data).cast("B")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A private key and its self-signed certificate, both PEM, for one session."""
+
+    key: bytes
+    certificate: bytes
+
+    def __repr__(self) -> str:
+        return "Identity(key=hidden)"
+
+
+def new_identity(name: str) -> Identity:
+    """A fresh P-256 key with a certificate that says `name`, valid for a week."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    hour, week = datetime.timedelta(hours=1), datetime.timedelta(days=7)
+    certificate = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - hour).not_valid_after(now + week)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return Identity(private, certificate.public_bytes(pem))
+
+
+def lost(peer: str, what: str) -> ProtocolError:
+    """The error for a peer that is gone, silent or out of step."""
+    return ProtocolError(f"The {peer} {what}.", [
+        Problem(peer, f"It {what}.", "start the servers again, and run all parties of a query at the same time.")])
+
+
+class Channel:
+    """Messages to and from one peer, strictly in turn.
+
+    Attributes:
+        peer: Name of the peer, for errors.
+        bytes_sent: Payload and length prefixes handed to TLS so far.
+        bytes_received: The same in the other direction.
+        rounds: Messages or simultaneous exchanges of messages so far.
+    """
+
+    def __init__(self, peer: str, inbound: ssl.SSLSocket, outbound: ssl.SSLSocket) -> None:
+        self.peer, self._inbound, self._outbound = peer, inbound, outbound
+        self.bytes_sent = self.bytes_received = self.rounds = 0
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send one message."""
+        self.rounds += 1
+        self._send(data)
+
+    def receive(self, size: int | None = None) -> bytearray:
+        """Receive one message, of `size` bytes if that is known.
+
+        Raises:
+            ProtocolError: The peer is gone, silent for longer than the time limit, or sends another size.
+        """
+        self.rounds += 1
+        return self._receive(size)
+
+    def exchange(self, data: bytes | memoryview, size: int | None = None) -> bytearray:
+        """Send one message and receive another, at the same time: one round."""
+        self.rounds += 1
+        if len(data) <= _SMALL or self._inbound is self._outbound:
+            self._send(data)
+            return self._receive(size)
+        failures: list[ProtocolError] = []
+        sender = threading.Thread(target=self._send_or_note, args=(data, failures), daemon=True)
+        sender.start()
+        received = self._receive(size)
+        sender.join()
+        if failures:
+            raise failures[0]
+        return received
+
+    def send_words(self, values: Integers) -> None:
+        """Send an int64 array as one message."""
+        self.send(as_bytes(values))
+
+    def receive_words(self, shape: Sequence[int]) -> Integers:
+        """Receive an int64 array of a known shape."""
+        return np.frombuffer(self.receive(8 * math.prod(shape)), dtype=np.int64).reshape(tuple(shape))
+
+    def exchange_words(self, values: Integers) -> Integers:
+        """Send an int64 array and receive one of the same shape, in one round."""
+        data = as_bytes(values)
+        return np.frombuffer(self.exchange(data, len(data)), dtype=np.int64).reshape(values.shape)
+
+    def wait_forever(self) -> None:
+        """Set no time limit for the peer: it may have nothing to say for hours."""
+        self._inbound.settimeout(None)
+
+    def close(self) -> None:
+        """Close the connections; a peer that waits is told so at once."""
+        for connection in (self._inbound, self._outbound):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _send_or_note(self, data: bytes | memoryview, failures: list[ProtocolError]) -> None:
+        try:
+            self._send(data)
+        except ProtocolError as error:
+            failures.append(error)
+
+    def _send(self, data: bytes | memoryview) -> None:
+        try:
+            header = struct.pack("<Q", len(data))
+            if len(data) <= _SMALL:
+                self._outbound.sendall(header + bytes(data))
+            else:
+                self._outbound.sendall(header)
+                self._outbound.sendall(data)
+        except OSError as error:
+            raise self._lost(error) from error
+        self.bytes_sent += HEADER_BYTES + len(data)
+
+    def _receive(self, size: int | None) -> bytearray:
+        (length,) = struct.unpack("<Q", self._read(HEADER_BYTES))
+        if length != size and (size is not None or length > _LONGEST_UNSIZED):
+            raise lost(self.peer, f"sent {length} bytes where {size} were due")
+        self.bytes_received += HEADER_BYTES + length
+        return self._read(length)
+
+    def _read(self, count: int) -> bytearray:
+        buffer = bytearray(count)
+        view = memoryview(buffer)
+        try:
+            while view:
+                got = self._inbound.recv_into(view)
+                if not got:
+                    raise lost(self.peer, "closed the connection")
+                view = view[got:]
+        except OSError as error:
+            raise self._lost(error) from error
+        return buffer
+
+    def _lost(self, error: OSError) -> ProtocolError:
+        if isinstance(error, TimeoutError):
+            return lost(self.peer, f"was silent for {self._inbound.gettimeout():g} s")
+        return lost(self.peer, "closed the connection")
+
+
+class Gate:
+    """Makes this party's connections: it listens for some peers and calls others.
+
+    Args:
+        identity: This party's key and certificate.
+        peers: Certificates (PEM) of the peers, by name.
+        timeout: Seconds to wait for a peer, at connection and at every later message.
+    """
+
+    def __init__(self, identity: Identity, peers: Mapping[str, bytes], timeout: float) -> None:
+        self._identity, self._timeout = identity, timeout
+        self._names = {ssl.PEM_cert_to_DER_cert(pem.decode()): name for name, pem in peers.items()}
+        self._waiting: dict[str, list[ssl.SSLSocket]] = {name: [] for name in peers}
+        self._trusted = b"".join(peers.values()).decode()
+        self._listener = socket.create_server((HOST, 0))
+        self._listener.settimeout(timeout)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens at."""
+        return int(self._listener.getsockname()[1])
+
+    def accept(self, peer: str) -> ssl.SSLSocket:
+        """Wait until `peer` calls; other peers are kept for later, strangers turned away."""
+        context = self._context(ssl.PROTOCOL_TLS_SERVER)
+        while not self._waiting[peer]:
+            try:
+                raw, _ = self._listener.accept()
+            except OSError as error:
+                raise lost(peer, "did not connect") from error
+            caller, connection = self._handshake(raw, context)
+            if connection is not None:
+                self._waiting[caller].append(connection)
+        return self._waiting[peer].pop(0)
+
+    def call(self, peer: str, port: int) -> ssl.SSLSocket:
+        """Call `peer` at its port."""
+        try:
+            raw = socket.create_connection((HOST, port), self._timeout)
+        except OSError as error:
+            raise lost(peer, "does not listen") from error
+        found, connection = self._handshake(raw, self._context(ssl.PROTOCOL_TLS_CLIENT))
+        if connection is None or found != peer:
+            raise lost(peer, "does not hold the certificate of this session")
+        return connection
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._listener.close()
+
+    def _handshake(self, raw: socket.socket, context: ssl.SSLContext) -> tuple[str, ssl.SSLSocket | None]:
+        """Name of the peer at the other end, and the connection; no connection if it is a stranger."""
+        raw.settimeout(self._timeout)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            connection = context.wrap_socket(raw, server_side=context.protocol == ssl.PROTOCOL_TLS_SERVER)
+        except OSError:
+            raw.close()
+            return "", None
+        name = self._names.get(connection.getpeercert(binary_form=True) or b"", "")
+        if name:
+            return name, connection
+        connection.close()
+        return "", None
+
+    def _context(self, role: int) -> ssl.SSLContext:
+        context = ssl.SSLContext(role)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False  # the pinned certificate is the identity, whatever its address
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=self._trusted)
+        if role == ssl.PROTOCOL_TLS_SERVER:
+            context.num_tickets = 0  # nobody resumes a session, and a connection used one way must not be written to
+        # The ssl module reads keys from files only: a private one, gone before anybody connects.
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "identity.pem")
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(self._identity.key + self._identity.certificate)
+            context.load_cert_chain(path)
+        return context

@@ -1,0 +1,124 @@
+"""The client: splits its input into two random shares, and adds the two replies. It needs no crypto library."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secure_infer.backends.base import Keys
+from secure_infer.backends.mpc import messages
+from secure_infer.backends.mpc.messages import QUERY, REPLY, Share
+from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, Problem
+from secure_infer.graph.ops import Integers, Shape
+from secure_infer.wire import frame
+
+KIND = "mpc-client"
+PARTIES = 2
+
+
+@dataclass(frozen=True)
+class ClientHalf:
+    """What a client must know.
+
+    Attributes:
+        model: Name of the plan.
+        input_shape: Shape of one sample.
+        low: Least input.
+        high: Greatest input.
+        output_shape: Shape of one result.
+    """
+
+    model: str
+    input_shape: Shape
+    low: int
+    high: int
+    output_shape: Shape
+
+    def pack(self) -> bytes:
+        """The half as a frame."""
+        return frame.pack(KIND, [], {"model": self.model, "input_shape": self.input_shape, "low": self.low,
+                                     "high": self.high, "output_shape": self.output_shape})
+
+    @classmethod
+    def unpack(cls, data: bytes) -> ClientHalf:
+        """The half in a frame.
+
+        Raises:
+            BundleError: Not such a frame.
+        """
+        meta: Any = frame.unpack(data, KIND).meta
+        try:
+            shapes = [tuple(int(size) for size in meta[key]) for key in ("input_shape", "output_shape")]
+            return cls(str(meta["model"]), shapes[0], int(meta["low"]), int(meta["high"]), shapes[1])
+        except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+            raise BundleError("The client half is malformed.", [
+                Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")]) from error
+
+
+class MpcClient:
+    """The client of the two-party protocol; it has no keys, since every query is masked afresh."""
+
+    def __init__(self, half: ClientHalf) -> None:
+        self._half = half
+
+    def keygen(self) -> Keys:
+        """Empty keys: nothing secret outlives a query."""
+        return Keys(b"", b"")
+
+    def encrypt(self, x: Integers, keys: Keys) -> tuple[bytes, ...]:
+        """Two messages, for party 0 and party 1: a uniformly random array, and `x` minus it modulo 2^64.
+
+        Args:
+            x: Integers, shape `(n, *input shape)`, n at least one.
+            keys: Not used.
+
+        Raises:
+            InvalidInput: A wrong shape or type, an empty batch, or values out of range.
+        """
+        values = self._checked(np.asarray(x))
+        mask = np.frombuffer(os.urandom(8 * values.size), dtype=np.int64).reshape(values.shape)
+        session = os.urandom(16).hex()
+        shares = (mask, values - mask)
+        return tuple(Share(self._half.model, session, party, share).pack(QUERY) for party, share in enumerate(shares))
+
+    def decrypt(self, replies: Sequence[bytes], keys: Keys) -> Integers:
+        """The sum of the replies modulo 2^64: int64, shape `(n, *output shape)`.
+
+        Raises:
+            DecryptionError: Not the two replies to one query of this model.
+        """
+        if len(replies) != PARTIES:
+            raise _undecryptable(f"Expected {PARTIES} replies, got {len(replies)}.")
+        half = self._half
+        try:
+            first, second = (messages.unpack(reply, REPLY, half.model, party, half.output_shape)
+                             for party, reply in enumerate(replies))
+        except (BundleError, KeyMismatch) as error:
+            raise DecryptionError("A reply can't be read.", error.problems) from error
+        if first.session != second.session or first.values.shape != second.values.shape:
+            raise _undecryptable("The replies answer different queries.")
+        return np.asarray(first.values + second.values)
+
+    def _checked(self, x: Integers) -> Integers:
+        half, problems = self._half, []
+        if x.dtype.kind not in "bui":
+            problems.append(Problem("input", f"Expected integers, got {x.dtype}.", "quantize the input first."))
+        if x.shape[1:] != half.input_shape or x.ndim != len(half.input_shape) + 1 or not len(x):
+            problems.append(Problem("input", f"Expected shape (n, {', '.join(map(str, half.input_shape))}), n >= 1, "
+                                             f"got {x.shape}.", "pass a batch; a single sample x is x[None]."))
+        elif not problems and (x.min() < half.low or x.max() > half.high):
+            problems.append(Problem("input", f"Values lie outside [{half.low}, {half.high}].",
+                                    "quantize the input with the model's own scale."))
+        if problems:
+            raise InvalidInput("The input can't be shared.", problems)
+        return x.astype(np.int64)
+
+
+def _undecryptable(what: str) -> DecryptionError:
+    return DecryptionError("The replies do not decrypt.", [
+        Problem("reply", what, "pass the reply of party 0, then that of party 1, to one and the same query.")])

@@ -1,0 +1,311 @@
+"""What both parties may know of a network: operations, shapes and widths, never a weight; and what a run costs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from secure_infer.errors import BundleError, Problem
+from secure_infer.graph.graph import INPUT, Graph, Node
+from secure_infer.graph.ops import (
+    Add,
+    Conv2d,
+    Linear,
+    Lookup,
+    Max,
+    Polynomial,
+    QuantRelu,
+    Reshape,
+    Shape,
+    Sign,
+    Sum,
+    TensorType,
+    bits_of,
+)
+
+SCHEMA = 1
+DEALER, FIRST_PARTY = "dealer", "first-party"
+WIDTHS = (8, 16, 32, 64)
+HANDSHAKE_BYTES = 64
+
+_PARAMETERS: dict[str, frozenset[str]] = {
+    "Linear": frozenset({"weight"}),
+    "Conv2d": frozenset({"weight", "stride", "padding", "dilation", "groups"}),
+    "Add": frozenset({"gains"}),
+    "Sum": frozenset({"kernel", "stride", "padding"}),
+    "Max": frozenset({"kernel", "stride", "padding", "width"}),
+    "Reshape": frozenset(),
+    "Polynomial": frozenset({"weight", "shift"}),
+    "Sign": frozenset({"width"}),
+    "QuantRelu": frozenset({"levels", "width"}),
+    "Lookup": frozenset({"weight", "width"}),
+}
+_LONGEST_PARAMETER = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation as both parties see it.
+
+    Attributes:
+        name: Name of its value.
+        kind: Name of the operation.
+        inputs: Names of the values that it reads.
+        shape: Shape of its value for one sample.
+        parameters: Integers or short lists of them: window sizes, shapes of weights, widths of comparisons.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    shape: Shape
+    parameters: Mapping[str, Any]
+
+    @property
+    def weight(self) -> Shape | None:
+        """Shape of the secret weight, if it has one with elements."""
+        shape = tuple(self.parameters.get("weight", ()))
+        return shape if shape and math.prod(shape) else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network without its weights.
+
+    Attributes:
+        model: Random name, given at compilation; unlike a hash of the weights it confirms no guess of them.
+        provider: Who deals correlated randomness: "dealer" or "first-party".
+        timeout: Seconds that a party waits for another.
+        input_shape: Shape of one sample.
+        steps: Operations in topological order.
+        output: Name of the result.
+    """
+
+    model: str
+    provider: str
+    timeout: float
+    input_shape: Shape
+    steps: tuple[Step, ...]
+    output: str
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the result for one sample."""
+        return self.shapes[self.output]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every value."""
+        return {INPUT: self.input_shape, **{step.name: step.shape for step in self.steps}}
+
+    def to_bytes(self) -> bytes:
+        """The plan as JSON."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Plan:
+        """The plan that `to_bytes` wrote, checked: nothing in it can carry weights.
+
+        Raises:
+            BundleError: Not such a plan, one of a newer schema, or one that holds more than a plan may.
+        """
+        try:
+            fields = json.loads(data)
+            schema = fields.pop("schema")
+            if schema != SCHEMA:
+                raise _refused(f"Its schema is {schema}; this version reads {SCHEMA}.")
+            steps = tuple(_step(entry) for entry in fields.pop("steps"))
+            shape = tuple(_integer(size) for size in fields.pop("input_shape"))
+            plan = cls(**fields, input_shape=shape, steps=steps)
+            if plan.provider not in (DEALER, FIRST_PARTY) or not 0 < float(plan.timeout) < 1e6:
+                raise _refused("Its provider or timeout is not one of ours.")
+            if plan.output not in plan.shapes or len(plan.model) != 32:
+                raise _refused("Its output or its name is malformed.")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _refused(f"{type(error).__name__}: {error}.") from error
+        return plan
+
+
+def _refused(what: str) -> BundleError:
+    return BundleError("The plan of a party can't be used.", [
+        Problem("plan", what, "fetch or compile the model again.")])
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        raise _refused(f"It holds {str(value)[:40]!r} where a small integer is due.")
+    return value
+
+
+def _step(entry: Mapping[str, Any]) -> Step:
+    parameters = dict(entry["parameters"])
+    if set(entry) != {"name", "kind", "inputs", "shape", "parameters"} or set(parameters) != _PARAMETERS[entry["kind"]]:
+        raise _refused(f"A step has other parameters than a {entry['kind']}.")
+    for value in parameters.values():
+        values = value if isinstance(value, list) else [value]
+        if len(values) > _LONGEST_PARAMETER:
+            raise _refused("A step holds an array.")
+        for number in values:
+            _integer(number)
+    inputs = tuple(str(name) for name in entry["inputs"])
+    return Step(str(entry["name"]), entry["kind"], inputs, tuple(map(_integer, entry["shape"])), parameters)
+
+
+def plan(graph: Graph, model: str, provider: str, timeout: float) -> Plan:
+    """The plan of a graph."""
+    steps = tuple(
+        Step(node.name, node.kind, node.inputs, graph.types[node.name].shape, _parameters(graph, node))
+        for node in graph.nodes)
+    return Plan(model, provider, timeout, graph.input.shape, steps, graph.output)
+
+
+def _parameters(graph: Graph, node: Node) -> dict[str, Any]:
+    kind = graph.input_type(node)
+    match node.op:
+        case Linear(weight=weight):
+            return {"weight": list(weight.shape)}
+        case Conv2d(weight=weight):
+            return {"weight": list(weight.shape), "stride": list(node.op.stride), "padding": list(node.op.padding),
+                    "dilation": list(node.op.dilation), "groups": node.op.groups}
+        case Add():
+            return {"gains": list(node.op.gains)}
+        case Sum():
+            return _window(node.op)
+        case Max():
+            return {**_window(node.op), "width": width(kind)}
+        case Polynomial():
+            rows = node.op.coefficients.reshape(-1, node.op.degree + 1).shape[0]
+            return {"weight": _weighted_shape(node.op.degree, rows, kind), "shift": node.op.shift}
+        case Sign():
+            return {"width": width(kind)}
+        case QuantRelu():
+            return {"levels": node.op.levels, "width": width(kind)}
+        case Lookup():
+            entries = node.op.table.shape[-1]
+            rows = node.op.table.reshape(-1, entries).shape[0]
+            return {"weight": _weighted_shape(entries - 1, rows, kind), "width": width(kind)}
+        case Reshape():
+            return {}
+
+
+def _window(op: Sum | Max) -> dict[str, Any]:
+    return {"kernel": list(op.kernel), "stride": list(op.stride), "padding": list(op.padding)}
+
+
+def _weighted_shape(terms: int, rows: int, kind: TensorType) -> list[int]:
+    return [terms, rows] + [1] * (len(kind.shape) - 1)
+
+
+def width(kind: TensorType) -> int:
+    """Bits in which differences of two values, or of a value and a threshold in its range, are compared."""
+    spread = kind.high - kind.low + 1
+    return next(bits for bits in WIDTHS if bits >= bits_of(-spread, spread))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs, counted from the plan; a run reports the same figures from its channels.
+
+    Attributes:
+        rounds: Messages, or simultaneous exchanges, between the two parties.
+        bytes: Sent by party 0 and party 1 to each other, length prefixes included, TLS framing not.
+        dealer_bytes: Sent by the dealer to party 0.
+        comparisons: Secret comparisons.
+        multiplications: Multiply-accumulates with secret weights, and products of two secrets.
+    """
+
+    rounds: int = 0
+    bytes: int = 0
+    dealer_bytes: int = 0
+    comparisons: int = 0
+    multiplications: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+
+def cost(plan: Plan, batch: int = 1) -> Cost:
+    """What one run on `batch` samples costs; a run begins with one exchange that names the query."""
+    total = _message(HANDSHAKE_BYTES, both=True)
+    for step in plan.steps:
+        total += _step_cost(step, batch, plan.shapes[step.inputs[0]])
+    return total
+
+
+def _message(size: int, both: bool, dealt: int = 0) -> Cost:
+    return Cost(1, (8 + size) * (2 if both else 1), dealt)
+
+
+def _step_cost(step: Step, batch: int, source: Shape) -> Cost:
+    size, given = batch * math.prod(step.shape), batch * math.prod(source)
+    match step.kind:
+        case "Linear" | "Conv2d":
+            return _product(given, size, size * math.prod(step.parameters["weight"][1:]))
+        case "Sign":
+            return _comparison(size, step.parameters["width"])
+        case "QuantRelu":
+            return _comparison(size * step.parameters["levels"], step.parameters["width"])
+        case "Lookup":
+            terms = step.parameters["weight"][0]
+            compared = _comparison(size * terms, step.parameters["width"])
+            return compared + _product(size * terms, size, size * terms) if terms else Cost()
+        case "Max":
+            return _maximum(size, math.prod(step.parameters["kernel"]), step.parameters["width"])
+        case "Polynomial":
+            return _polynomial(size, step.parameters["weight"][0], step.parameters["shift"])
+        case _:
+            return Cost()
+
+
+def _product(given: int, size: int, multiplications: int) -> Cost:
+    return _message(8 * given, both=False, dealt=8 + 8 * size) + Cost(multiplications=multiplications)
+
+
+def _and(words: int, left: int, right: int) -> Cost:
+    return _message(8 * words * (left + right), both=True, dealt=8 + 8 * words * max(left, right))
+
+
+def _carries(words: int, levels: int) -> Cost:
+    total = _and(words, 1, 1)
+    for level in range(levels):
+        total += _and(words, 1, 1 if level == levels - 1 else 2)
+    return total
+
+
+def _to_arithmetic(bits: int) -> Cost:
+    return _message((bits + 7) // 8, both=True, dealt=8 + 8 * bits)
+
+
+def _comparison(count: int, bits: int) -> Cost:
+    if not count:
+        return Cost()
+    words = math.ceil(count * bits / 64)
+    return _carries(words, int(math.log2(bits))) + _to_arithmetic(count) + Cost(comparisons=count)
+
+
+def _multiplication(left: int, right: int) -> Cost:
+    dealt = 8 + 8 * max(left, right)
+    return _message(8 * (left + right), both=True, dealt=dealt) + Cost(multiplications=max(left, right))
+
+
+def _maximum(size: int, window: int, bits: int) -> Cost:
+    total = Cost()
+    while window > 1:
+        half = window // 2
+        total += _comparison(size * half, bits) + _multiplication(size * half, size * half)
+        window -= half
+    return total
+
+
+def _polynomial(size: int, degree: int, shift: int) -> Cost:
+    total, powers = Cost(), 1
+    while powers < degree:
+        more = min(powers, degree - powers)
+        total += _multiplication(size * more, size)
+        powers += more
+    if degree:
+        total += _product(size * degree, size, size * degree)
+    return total + _carries(size, 6) + _to_arithmetic(2 * size) if shift else total
