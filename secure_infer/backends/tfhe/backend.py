@@ -1,0 +1,118 @@
+"""The backend `tfhe`: exact integers under programmable bootstrapping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from secure_infer.backends.base import Program, Values, require_supported
+from secure_infer.backends.tfhe import ranges
+from secure_infer.backends.tfhe.assemble import Output, assemble
+from secure_infer.backends.tfhe.options import HELP, Options, parse
+from secure_infer.backends.tfhe.plan import Plan, plan
+from secure_infer.errors import InvalidInput, ParametersError, Problem
+from secure_infer.graph import OPS
+from secure_infer.graph.graph import Graph
+from secure_infer.graph.ops import Integers, bits_of
+
+if TYPE_CHECKING:
+    from secure_infer.backends.tfhe.roles import TfheClient, TfheServer
+
+RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (([1, 2], [10, 11]), ([], []))
+"""GLWE dimensions and logarithms of polynomial sizes, tried in turn. The first set halves the bootstrapping keys, and
+runs faster than the compiler's own choice because they stay in cache; wide look-ups need the second."""
+
+
+class TfheBackend:
+    """The backend `tfhe`."""
+
+    name = "tfhe"
+    ops = frozenset(OPS)
+    exact = True
+    parties = 1
+    options: Mapping[str, str] = HELP
+
+    def compile(self, graph: Graph, calibration: Integers, options: Mapping[str, Any]) -> Program:
+        """Compile a graph; see `Backend.compile`.
+
+        Raises:
+            UsageError: Unknown options.
+            InvalidInput: A calibration set that is not made of inputs.
+            ParametersError: An accumulator that no look-up can hold, or no secure parameters.
+        """
+        require_supported(self, graph)
+        chosen = parse(options)
+        calibration = _checked(graph, calibration)
+        planned = plan(graph, calibration, chosen)
+        output = _output(graph, planned, calibration, chosen)
+        circuit, settings = _compiled(planned, output, chosen, calibration[0] - graph.input.low)
+        return assemble(graph, planned, output, chosen, circuit, settings)
+
+    def client(self, half: bytes) -> TfheClient:
+        """The client role for a program's client half."""
+        from secure_infer.backends.tfhe.roles import TfheClient
+
+        return TfheClient(half)
+
+    def servers(self, halves: Sequence[bytes]) -> Sequence[TfheServer]:
+        """The one server, compiled from the half's MLIR text."""
+        from secure_infer.backends.tfhe.roles import TfheServer
+
+        return [TfheServer(half) for half in halves]
+
+    def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Values:
+        """Outputs with concrete's noise drawn for each look-up. The library draws it: `seed` has no effect."""
+        from secure_infer.backends.tfhe.simulate import simulate
+
+        return simulate(program, x)
+
+    def primitives(self, program: Program) -> Mapping[str, float]:
+        """Mean seconds of CPU of one look-up of this circuit's kinds."""
+        from secure_infer.backends.tfhe.measure import look_up_seconds
+
+        return look_up_seconds(program)
+
+
+def _checked(graph: Graph, calibration: Integers) -> Integers:
+    x = np.asarray(calibration)
+    kind = graph.input
+    if x.ndim != len(kind.shape) + 1 or x.shape[1:] != kind.shape or not len(x) or x.dtype.kind not in "bui":
+        raise InvalidInput("The calibration set is not usable.", [
+            Problem("calibration", f"Expected integers of shape (n, {', '.join(map(str, kind.shape))}) with n > 0, "
+                                   f"got {x.dtype} of shape {x.shape}.", "pass quantized inputs.")])
+    if x.min() < kind.low or x.max() > kind.high:
+        raise InvalidInput("The calibration set is not usable.", [
+            Problem("calibration", f"Expected values in [{kind.low}, {kind.high}], got [{x.min()}, {x.max()}].",
+                    "quantize it with the graph's own scale.")])
+    return x.astype(np.int64)
+
+
+def _output(graph: Graph, planned: Plan, calibration: Integers, options: Options) -> Output:
+    """The narrowest encoding of the result; for every input if that costs no bit more than for likely ones."""
+    held, worst = planned.result, ranges.worst_case(graph)
+    likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst)
+    found = []
+    for reach in (worst[graph.output], likely[graph.output]):
+        low, high = int((reach.low // held.gain).min()), int((reach.high // held.gain).max())
+        center = (low + high + 1) // 2
+        found.append((max(2, bits_of(low - center, high - center)), center))
+    safe = found[0][0] <= found[1][0]
+    return Output(*found[0 if safe else 1], safe)
+
+
+def _compiled(planned: Plan, output: Output, options: Options, sample: Integers) -> tuple[Any, dict[str, Any]]:
+    """The circuit and its settings under the first restriction that holds it."""
+    from secure_infer.backends.tfhe.circuit import emit, trace
+    from secure_infer.backends.tfhe.roles import configuration
+
+    failure = None
+    for dimensions, log_sizes in RESTRICTIONS:
+        settings: dict[str, Any] = {"p_error": options.p_error, "security": options.security, "dimensions": dimensions,
+                    "log_sizes": log_sizes}
+        try:
+            return trace(emit(planned, output.center, output.bits), sample, configuration(**settings)), settings
+        except ParametersError as error:
+            failure = error
+    raise failure or ParametersError("No secure parameters were tried.")

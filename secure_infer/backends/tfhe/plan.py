@@ -1,0 +1,253 @@
+"""A graph planned for TFHE: each value as `gain * t + offset` of an encrypted t, each activation as a look-up.
+
+Holding a sign as a bit b with value 2b - 1 leaves the sums of the next layer half as wide; its constant part,
+`W @ -1` (for a convolution with zero padding: `W * pad0(-1)`), moves into the next thresholds, which are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from secure_infer.backends.tfhe import ranges
+from secure_infer.backends.tfhe.lookup import MAX_TABLE_BITS, LookUp, Split, function, steps
+from secure_infer.backends.tfhe.options import Options
+from secure_infer.backends.tfhe.ranges import Range
+from secure_infer.errors import ParametersError, Problem
+from secure_infer.graph.graph import INPUT, Graph, Node
+from secure_infer.graph.interpret import apply
+from secure_infer.graph.ops import (
+    Add,
+    Conv2d,
+    Integers,
+    Linear,
+    Lookup,
+    Max,
+    Op,
+    QuantRelu,
+    Reshape,
+    Sign,
+    Sum,
+    bits_of,
+    channelwise,
+)
+from secure_infer.graph.text import underline
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """How a value is held: `value = gain * t + offset`, where t is encrypted.
+
+    Attributes:
+        gain: A positive integer.
+        offset: Constant of each element; shape of one sample.
+        reach: Range of t.
+    """
+
+    gain: int
+    offset: Integers
+    reach: Range
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.offset.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation on encrypted values.
+
+    Attributes:
+        name: Name of the node.
+        op: The operation on t; linear ones have no bias and no common factor in their weights.
+        inputs: Names of the values it reads.
+        held: How its output is held.
+        plan: Look-up of an activation, or of each comparison of a maximum; None for linear steps.
+        before: Multiplier and constant applied to t before the step; only a maximum needs them.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    held: Held
+    plan: LookUp | Split | None = None
+    before: tuple[int, Integers] = field(default_factory=lambda: (1, np.zeros(1, dtype=np.int64)))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All steps of a network.
+
+    Attributes:
+        input: How the input is held.
+        steps: In topological order.
+        output: Name of the result.
+        worst_case: Names of activations that no input can overflow.
+    """
+
+    input: Held
+    steps: tuple[Step, ...]
+    output: str
+    worst_case: frozenset[str]
+
+    @property
+    def result(self) -> Held:
+        """How the result is held."""
+        return {INPUT: self.input, **{step.name: step.held for step in self.steps}}[self.output]
+
+
+def plan(graph: Graph, calibration: Integers, options: Options) -> Plan:
+    """Plan a graph.
+
+    Args:
+        graph: The network.
+        calibration: Integers, shape `(n, *input shape)`.
+        options: Checked options.
+
+    Raises:
+        ParametersError: Accumulators that no look-up can hold; all of them are listed and underlined.
+    """
+    worst = ranges.worst_case(graph)
+    likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst)
+    planner = _Planner(graph, worst, likely, options)
+    for node in graph.nodes:
+        planner.add(node)
+    if planner.problems:
+        raise ParametersError("No TFHE parameters fit the network.", planner.problems,
+                              underline(graph, planner.problems))
+    return Plan(planner.held[INPUT], tuple(planner.steps), graph.output, frozenset(planner.safe))
+
+
+class _Planner:
+    """Plans one node after another."""
+
+    def __init__(self, graph: Graph, worst: Mapping[str, Range], likely: Mapping[str, Range], options: Options) -> None:
+        self.graph, self.worst, self.likely, self.options = graph, worst, likely, options
+        low = graph.input.low
+        zero = np.zeros(graph.input.shape, dtype=np.int64)
+        self.held = {INPUT: Held(1, zero + low, Range(zero, zero + graph.input.high - low))}
+        self.steps: list[Step] = []
+        self.problems: list[Problem] = []
+        self.safe: set[str] = set()
+
+    def add(self, node: Node) -> None:
+        """Plan a node; an activation that does not fit becomes a problem, and a stand-in lets planning go on."""
+        linear = isinstance(node.op, Linear | Conv2d | Add | Sum | Reshape)
+        step = self._linear(node) if linear else self._activation(node)
+        self.held[node.name] = step.held
+        self.steps.append(step)
+
+    def _linear(self, node: Node) -> Step:
+        held = [self.held[name] for name in node.inputs]
+        op, gain = node.op, held[0].gain
+        offset = apply(op, *(h.offset[None] for h in held))[0]
+        match op:
+            case Linear() | Conv2d():
+                factor = max(1, int(np.gcd.reduce(op.weight, axis=None)))
+                gain *= factor
+                op = replace(op, weight=op.weight // factor, bias=np.zeros_like(op.bias))
+            case Add():
+                left, right = (g * h.gain for g, h in zip(op.gains, held, strict=True))
+                gain = int(np.gcd(left, right))
+                op = Add((left // gain, right // gain))
+        return Step(node.name, op, node.inputs, self._hold(node.name, gain, offset))
+
+    def _hold(self, name: str, gain: int, offset: Integers) -> Held:
+        return Held(gain, offset, _inner(self.likely[name], gain, offset))
+
+    def _activation(self, node: Node) -> Step:
+        if isinstance(node.op, Max):
+            return self._maximum(node, node.op)
+        held = self.held[node.inputs[0]]
+        certain = replace(held, reach=_inner(self.worst[node.inputs[0]], held.gain, held.offset))
+        plan, gain, offset = self._function(node.op, certain)
+        likely = self._function(node.op, held)
+        if plan is None or (likely[0] is not None and (likely[0].cost, likely[0].bits) < (plan.cost, plan.bits)):
+            plan, gain, offset = likely
+        else:
+            self.safe.add(node.name)
+        if plan is None:
+            self._refuse(node, held.reach)
+        zero = np.zeros(held.shape, dtype=np.int64)
+        bounds = Range(zero, zero + (plan.top if plan else 1))
+        return Step(node.name, node.op, node.inputs, Held(gain, zero + offset, bounds), plan)
+
+    def _function(self, op: Op, held: Held) -> tuple[LookUp | Split | None, int, Integers]:
+        """Plan, gain and offset of an activation of `held`."""
+        match op:
+            case Sign():
+                threshold = channelwise(op.threshold[:, None], held.shape)
+                return steps(_in_units(threshold, held), held.reach, self.options), 2, np.array(-1)
+            case QuantRelu():
+                thresholds = _in_units(channelwise(op.thresholds, held.shape), held)
+                return steps(thresholds, held.reach, self.options), 1, np.array(op.low)
+            case _:
+                return _tabulated(op, held)
+
+    def _maximum(self, node: Node, op: Max) -> Step:
+        held = self.held[node.inputs[0]]
+        gain, offset, scale = held.gain, held.offset[:, :1, :1], 1
+        add = -held.reach.low.min() * np.ones_like(offset)
+        if np.any(held.offset != offset):  # offsets that differ within a channel have to be added before comparing
+            scale, gain = gain, 1
+            add = held.offset - (held.offset + scale * held.reach.low).min()
+            offset = held.offset - add
+        else:
+            offset = offset - gain * add
+        top = int((scale * held.reach.high + add).max())
+        shape = self.graph.types[node.name].shape
+        plan = _comparison(top, op.kernel[0] * op.kernel[1], self.options)
+        if plan is None:
+            self._refuse(node, Range(np.array([-top]), np.array([top])))
+        bounds = Range(np.zeros(shape, dtype=np.int64), np.full(shape, top))
+        return Step(node.name, op, node.inputs, Held(gain, np.broadcast_to(offset[:, :1, :1], shape), bounds), plan,
+                    (scale, add))
+
+    def _refuse(self, node: Node, reach: Range) -> None:
+        low, high = int(reach.low.min()), int(reach.high.max())
+        fix = "quantize its input to fewer bits: narrower weights or activations, or fewer inputs a sum"
+        if isinstance(node.op, Sign | QuantRelu) and not self.options.approximate:
+            fix = 'compile with rounding="approximate" (thresholds evenly spaced by a power of two), or ' + fix
+        self.problems.append(Problem(
+            node.name, f"Its look-up reads [{low}, {high}] in units of its input, {bits_of(low, high)} bits; "
+                       f"tables of up to {MAX_TABLE_BITS} bits are practical.", fix + "."))
+
+
+def _inner(reach: Range, gain: int, offset: Integers) -> Range:
+    """The range of `(value - offset) / gain`."""
+    return Range(-((offset - reach.low) // gain), (reach.high - offset) // gain)
+
+
+def _in_units(thresholds: Integers, held: Held) -> Integers:
+    """`value >= threshold` as a threshold on t, shape `(levels, *shape)`."""
+    return -((held.offset - thresholds) // held.gain)
+
+
+def _tabulated(op: Op, held: Held) -> tuple[LookUp | None, int, Integers]:
+    """Plan, gain and offset of any function, from its values on the whole range of t."""
+    low, high = int(held.reach.low.min()), int(held.reach.high.max())
+    if high - low >= 1 << MAX_TABLE_BITS:
+        return None, 1, np.array(0)
+    entries = np.arange(low, high + 1).reshape((-1,) + (1,) * len(held.shape))
+    x = held.gain * entries + held.offset
+    if isinstance(op, Lookup):  # a table ends where its input's range ends; the rest of the entries is never read
+        x = np.clip(x, op.start, op.start + op.table.shape[-1] - 1)
+    values = apply(op, x)
+    reached = values[(entries >= held.reach.low) & (entries <= held.reach.high)]
+    least = int(reached.min())
+    gain = max(1, int(np.gcd.reduce(reached - least)))
+    return function(np.clip(values - least, 0, reached.max() - least) // gain, held.reach), gain, np.array(least)
+
+
+def _comparison(top: int, window: int, options: Options) -> LookUp | Split | None:
+    """Look-up of a maximum of values in [0, top]: any(bits) from their sum, else max(a - b, 0)."""
+    if top <= 1:
+        zero = np.zeros(1, dtype=np.int64)
+        return steps(zero[None] + 1, Range(zero, zero + window), replace(options, rounding="exact"))
+    reach = Range(np.array([-top]), np.array([top]))
+    return function(np.maximum(np.arange(-top, top + 1), 0)[:, None], reach)
+
+

@@ -1,0 +1,225 @@
+"""Client and server of a compiled network. Messages are frames with one ciphertext a sample."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from concrete import fhe
+from concrete.compiler import ServerProgram
+
+from secure_infer.backends.base import Keys, Values
+from secure_infer.backends.tfhe import keys as keyring
+from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, Problem
+from secure_infer.graph.ops import Integers
+from secure_infer.wire import frame
+
+CLIENT, SERVER, MESSAGE, REPLY = "tfhe-client", "tfhe-server", "tfhe-message", "tfhe-reply"
+
+
+class Shapes:
+    """What the client half says about inputs and outputs: no weight, nor anything that a prediction does not show.
+
+    Args:
+        meta: Header of the client half.
+    """
+
+    def __init__(self, meta: Any) -> None:
+        self.input_shape = tuple(meta["input"]["shape"])
+        self.low, self.high = meta["input"]["low"], meta["input"]["high"]
+        self.output_shape = tuple(meta["output"]["shape"])
+        self.gain, self.center = int(meta["output"]["gain"]), int(meta["output"]["center"])
+        self.rest = np.asarray(meta["output"]["rest"], dtype=np.int64).reshape(self.output_shape)
+
+    def check(self, x: Integers) -> Integers:
+        """A batch of inputs as the encrypted integers, `x - low`, shape `(n, *input shape)`."""
+        x = np.asarray(x)
+        problems = []
+        if x.dtype.kind not in "bui":
+            problems.append(Problem("input", f"Expected integers, got dtype {x.dtype}.", "quantize the input first."))
+        if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1:
+            problems.append(Problem("input", f"Expected shape (n, {', '.join(map(str, self.input_shape))}), "
+                                             f"got {x.shape}.", "pass a batch; a single sample x is x[None]."))
+        if not problems and x.size and (x.min() < self.low or x.max() > self.high):
+            problems.append(Problem("input", f"Expected values in [{self.low}, {self.high}], got "
+                                             f"[{x.min()}, {x.max()}].", "quantize the input with the model's scale."))
+        if problems:
+            raise InvalidInput("The input can't be encrypted.", problems)
+        return x.astype(np.int64) - self.low
+
+    def decode(self, outputs: Sequence[npt.ArrayLike]) -> Integers:
+        """Decrypted integers to outputs of the graph, shape `(n, *output shape)`."""
+        t = np.asarray(outputs, dtype=np.int64).reshape((len(outputs), *self.output_shape))
+        return np.asarray(self.gain * (t + self.center) + self.rest, dtype=np.int64)
+
+
+class TfheClient:
+    """Makes keys, encrypts and decrypts.
+
+    Args:
+        half: The client half of a program.
+    """
+
+    def __init__(self, half: bytes) -> None:
+        received = frame.unpack(half, CLIENT)
+        try:
+            (self._specs,) = received.parts
+            self._shapes = Shapes(received.meta)
+            self._circuit = keyring.circuit_id(self._specs)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError("The client half can't be read.", [
+                Problem("client half", f"{type(error).__name__}: {error}.", "fetch the model again.")]) from error
+        self._opened: tuple[Keys, Any, str] | None = None
+
+    def keygen(self) -> Keys:
+        """Fresh keys from the operating system's random numbers."""
+        return keyring.generate(self._specs)
+
+    def encrypt(self, x: Integers, keys: Keys) -> tuple[bytes, ...]:
+        """One message from a batch of integers, shape `(n, *input shape)`.
+
+        Raises:
+            InvalidInput: A wrong shape, type or range.
+            KeyMismatch: Keys of another model.
+        """
+        samples = self._shapes.check(x)
+        client, name = self._unlock(keys)
+        parts = [client.encrypt(sample).serialize() for sample in samples]
+        return (frame.pack(MESSAGE, parts, {"circuit": self._circuit, "keys": name}),)
+
+    def decrypt(self, replies: Sequence[bytes], keys: Keys) -> Values:
+        """The batch of outputs, int64, shape `(n, *output shape)`.
+
+        Raises:
+            DecryptionError: An altered reply, or one that was made under other keys.
+            KeyMismatch: Keys of another model.
+        """
+        client, name = self._unlock(keys)
+        try:
+            (data,) = replies
+            received = frame.unpack(data, REPLY)
+        except (ValueError, BundleError) as error:
+            raise DecryptionError("The reply can't be read.", getattr(error, "problems", ())) from error
+        for label, mine in (("circuit", self._circuit), ("keys", name)):
+            if received.meta.get(label) != mine:
+                raise DecryptionError("The reply does not decrypt under these keys.", [
+                    Problem("reply", f"It was made for another {label}.", "decrypt with the keys that encrypted.")])
+        try:
+            return self._shapes.decode([client.decrypt(fhe.Value.deserialize(part)) for part in received.parts])
+        except (RuntimeError, ValueError) as error:
+            raise DecryptionError("The reply does not decrypt.", [
+                Problem("reply", "It does not hold this model's ciphertexts.", "send the request again.")]) from error
+
+    def _unlock(self, keys: Keys) -> tuple[Any, str]:
+        if self._opened is None or self._opened[0] is not keys:
+            keyset, name = keyring.open_secret(keys.secret, self._circuit)
+            client = fhe.Client(fhe.ClientSpecs.deserialize(self._specs))
+            client.keys = keyset
+            self._opened = (keys, client, name)
+        return self._opened[1], self._opened[2]
+
+
+class TfheServer:
+    """Evaluates the circuit; holds weights, never a secret.
+
+    Args:
+        half: The server half of a program.
+
+    Raises:
+        BundleError: A malformed half, or one that this version of concrete-python builds otherwise.
+    """
+
+    def __init__(self, half: bytes) -> None:
+        self._program, specs = build(half, simulated=False)
+        self._circuit = keyring.circuit_id(specs)
+        self._opened: tuple[bytes, Any, str] | None = None
+
+    def run(self, message: bytes, evaluation: bytes) -> bytes:
+        """Evaluate a batch of ciphertexts, one after another.
+
+        Raises:
+            BundleError: An altered message.
+            KeyMismatch: A message and keys that do not belong together, or not to this model.
+        """
+        received = frame.unpack(message, MESSAGE)
+        evaluation_keys, name = self._unlock(evaluation)
+        if received.meta.get("circuit") != self._circuit or received.meta.get("keys") != name:
+            raise KeyMismatch("The message was not encrypted under these keys.", [
+                Problem("message", "It names another circuit or other keys.", "send the keys that belong to it.")])
+        try:
+            parts = [self._evaluate(part, evaluation_keys) for part in received.parts]
+        except (RuntimeError, ValueError) as error:
+            raise BundleError("The message holds no ciphertext of this model.", [
+                Problem("message", str(error).strip().splitlines()[0] + ".", "encrypt again.")]) from error
+        return frame.pack(REPLY, parts, {"circuit": self._circuit, "keys": name})
+
+    def close(self) -> None:
+        """Release the keys and the circuit."""
+        self._opened = self._program = None
+
+    def _evaluate(self, part: bytes, evaluation_keys: Any) -> bytes:
+        value = fhe.Value.deserialize(part)
+        (result,) = self._program.call([value._inner], evaluation_keys.server_keyset)
+        return bytes(result.serialize())
+
+    def _unlock(self, evaluation: bytes) -> tuple[Any, str]:
+        if self._opened is None or self._opened[0] is not evaluation:
+            self._opened = (evaluation, *keyring.open_evaluation(evaluation, self._circuit))
+        return self._opened[1], self._opened[2]
+
+
+def build(half: bytes, simulated: bool) -> tuple[Any, bytes]:
+    """The runnable circuit of a server half, compiled from its MLIR text on this machine, and its specs.
+
+    Raises:
+        BundleError: A malformed half, or one that this version of concrete-python builds otherwise.
+    """
+    received = frame.unpack(half, SERVER)
+    try:
+        mlir, specs = received.parts
+        settings = configuration(**received.meta["settings"])
+        server = fhe.Server.create(mlir.decode(), settings, simulated)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = f"{type(error).__name__}: {str(error)[:200]}."
+        raise BundleError("The server half can't be built.", [
+            Problem("server half", what, "compile the model again.")]) from error
+    rebuilt = description(server.client_specs)
+    program = ServerProgram(server._library, simulated).get_server_circuit(json.loads(rebuilt)["circuits"][0]["name"])
+    shutil.rmtree(server._library.get_output_dir_path(), ignore_errors=True)
+    if not simulated and keyring.circuit_id(rebuilt) != keyring.circuit_id(specs):
+        raise BundleError("The server half was compiled by another version of concrete-python.", [
+            Problem("server half", f"It was made with {received.meta.get('version')}; this is {fhe.__version__}, which "
+                                   "chooses other parameters.", "install that version, or compile the model again.")])
+    return program, rebuilt
+
+
+def configuration(p_error: float, security: int, dimensions: Sequence[int], log_sizes: Sequence[int]) -> Any:
+    """Settings of the compiler, from plain values.
+
+    Args:
+        p_error: Failure probability of a look-up.
+        security: Bits of security.
+        dimensions: GLWE dimensions to choose from; empty for any.
+        log_sizes: Binary logarithms of polynomial sizes to choose from; empty for any.
+    """
+    from concrete.fhe.compilation.configuration import RangeRestriction, SecurityLevel
+
+    restriction = RangeRestriction()
+    for dimension in dimensions:
+        restriction.add_available_glwe_dimension(dimension)
+    for size in log_sizes:
+        restriction.add_available_glwe_log_polynomial_size(size)
+    return fhe.Configuration(
+        p_error=p_error, security_level=getattr(SecurityLevel, f"SECURITY_{security}_BITS"),
+        compress_evaluation_keys=True, compress_input_ciphertexts=True, dump_artifacts_on_unexpected_failures=False,
+        range_restriction=restriction if dimensions or log_sizes else None)
+
+
+def description(specs: Any) -> bytes:
+    """Keys, ciphertexts and encodings of a circuit as canonical JSON."""
+    whole = json.loads(specs.serialize())
+    return json.dumps({part: whole[part] for part in ("keyset", "circuits")}, sort_keys=True).encode()
