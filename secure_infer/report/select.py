@@ -1,0 +1,58 @@
+"""Which records a table shows, in which order, and which peer's record belongs beside which of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from secure_infer.bench.records import Record
+from secure_infer.bench.statistics import ratio_of_medians
+
+PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
+
+
+def order(record: Record) -> tuple[str, int, str, int, str]:
+    """Sort key: model, then protocol, then ours before peers, then the batch."""
+    protocol = record["protocol"]
+    place = PROTOCOLS.index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS)
+    return record["model"], place, record["peer"] or "", record["batch"], record["mode"]
+
+
+def headline(records: Sequence[Record]) -> list[Record]:
+    """Ours, one image a request, not simulated: for each model and protocol the record with the most images."""
+    best: dict[tuple[str, str], Record] = {}
+    for record in records:
+        if record["peer"] or record["mode"] != "encrypted" or record["batch"] != 1:
+            continue
+        key = (record["model"], record["protocol"])
+        if key not in best or (record["n"], record["at"]) > (best[key]["n"], best[key]["at"]):
+            best[key] = record
+    return sorted(best.values(), key=order)
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Ours and a peer on the same network and images, run in turn.
+
+    Attributes:
+        ours: Our record.
+        peer: The peer's record.
+        ratio: Peer's median run time over ours; above 1 we are faster.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+    """
+
+    ours: Record
+    peer: Record
+    ratio: float
+    low: float
+    high: float
+
+
+def duels(records: Sequence[Record]) -> Iterator[Duel]:
+    """Each peer beside ours of the same run; records of different runs are never compared."""
+    for peer in sorted((record for record in records if record["peer"]), key=order):
+        same = ("case", "protocol", "model", "mode", "batch", "at")
+        for ours in records:
+            if ours["peer"] is None and all(ours[key] == peer[key] for key in same):
+                yield Duel(ours, peer, *ratio_of_medians(peer["run_s_all"], ours["run_s_all"]))

@@ -1,0 +1,137 @@
+"""Tables made of benchmark records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secure_infer.bench.records import Record
+from secure_infer.report.markdown import NOTHING, ratio, seconds, share, size, table
+from secure_infer.report.select import duels, headline, order
+
+
+def summary(records: Sequence[Record]) -> str:
+    """The README's table: one row for each model and protocol of ours."""
+    header = ("model", "protocol", "accuracy", "same class as clear", "encrypt", "run", "decrypt", "run / floor")
+    rows = [
+        (
+            f"`{record['model']}`",
+            record["protocol"],
+            f"{share(record['accuracy'])} of {record['n']}",
+            share(record["agreement"]) if record["n_encrypted"] else NOTHING,
+            *(seconds(record["wall_s"][phase]) for phase in ("encrypt", "run", "decrypt")),
+            ratio(record["floor_ratio"]),
+            size(record["bytes"]["evaluation_keys_sent"]),
+            size(record["bytes"]["input"]),
+        )
+        for record in headline(records)
+    ]
+    return table((*header, "keys sent once", "input"), rows, left=2)
+
+
+def quality(records: Sequence[Record]) -> str:
+    """Accuracy on real ciphertexts beside accuracy in the clear."""
+    header = ("model", "protocol", "by", "encrypted", "accuracy (95 %)", "clear, same images", "clear, all")
+    rows = [
+        (
+            *_who(record),
+            str(record["n_encrypted"]) if record["n_encrypted"] else f"0 of {record['n']}",
+            share(record["accuracy"], record["accuracy_interval"]),
+            share(record["accuracy_clear"]),
+            f"{share(record['accuracy_clear_full'])} of {record['n_clear_full']}",
+            share(record["agreement"]),
+            f"{record['max_error']:.2g}",
+        )
+        for record in sorted(records, key=order)
+    ]
+    return table((*header, "agreement", "max. error"), rows, left=3)
+
+
+def latency(records: Sequence[Record]) -> str:
+    """Time by phase."""
+    header = ("model", "protocol", "by", "compile", "keygen", "encrypt", "run", "(min-max)", "decrypt")
+    rows = [
+        (
+            *_who(record),
+            *(seconds(record["wall_s"][phase]) for phase in ("compile", "keygen", "encrypt", "run")),
+            f"{seconds(min(record['run_s_all']))} - {seconds(max(record['run_s_all']))}",
+            seconds(record["wall_s"]["decrypt"]),
+            seconds(record["cpu_s"]["run"]),
+            seconds(record["floor_s"]),
+            ratio(record["floor_ratio"]),
+        )
+        for record in sorted(records, key=order)
+    ]
+    return table((*header, "CPU of run", "floor", "run / floor"), rows, left=3)
+
+
+def traffic(records: Sequence[Record]) -> str:
+    """Bytes of keys and messages, and counted operations."""
+    header = (
+        "model",
+        "protocol",
+        "by",
+        "keys in memory",
+        "keys sent",
+        "input",
+        "output",
+        "operations of one inference",
+    )
+    rows = [
+        (
+            *_who(record),
+            *(size(record["bytes"][name]) for name in ("evaluation_keys", "evaluation_keys_sent", "input", "output")),
+            ", ".join(f"{name.replace('_', ' ')} {count:,.0f}" for name, count in record["counts"].items()) or NOTHING,
+        )
+        for record in sorted(records, key=order)
+        if record["n_encrypted"]
+    ]
+    return table(header, rows, left=3)
+
+
+def versus(records: Sequence[Record]) -> str:
+    """Ours beside peers; empty if there are none."""
+    header = ("model", "protocol", "peer", "ours, run", "peer, run", "peer / ours (95 %)", "keys sent, ours", "peer")
+    rows = [
+        (
+            f"`{duel.peer['model']}`",
+            duel.peer["protocol"],
+            duel.peer["peer"],
+            seconds(duel.ours["wall_s"]["run"]),
+            seconds(duel.peer["wall_s"]["run"]),
+            f"{ratio(duel.ratio)} ({ratio(duel.low)}-{ratio(duel.high)})",
+            size(duel.ours["bytes"]["evaluation_keys_sent"]),
+            size(duel.peer["bytes"]["evaluation_keys_sent"]),
+            f"{share(duel.ours['agreement'])} / {share(duel.peer['agreement'])}",
+        )
+        for duel in duels(records)
+    ]
+    return table((*header, "agreement, ours / peer"), rows, left=3) if rows else ""
+
+
+def circumstances(records: Sequence[Record]) -> str:
+    """Machines, load, code and versions behind the records, one line for each that differs."""
+    lines: dict[str, None] = {}
+    for record in records:
+        machine = record["host"]
+        lines[
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, {machine['os']}, "
+            f"Python {machine['python']}"
+        ] = None
+    loads = [value for record in records for value in record["load"].values()]
+    versions = sorted({f"{name} {version}" for record in records for name, version in record["versions"].items()})
+    commits = sorted({(record["commit"] or "unknown")[:10] for record in records})
+    days = sorted({record["at"][:10] for record in records})
+    return "\n".join(
+        [
+            *(f"- Machine: {line}" for line in lines),
+            f"- Load average while measuring: {min(loads):.1f} to {max(loads):.1f}",
+            f"- Versions: {', '.join(versions)}",
+            f"- Commits: {', '.join(commits)}; days: {', '.join(days)}",
+        ]
+    )
+
+
+def _who(record: Record) -> tuple[str, str, str]:
+    extras = [f"batch {record['batch']}"] if record["batch"] > 1 else []
+    extras += ["simulated"] if record["mode"] == "simulate" else []
+    return f"`{record['model']}`", " ".join([record["protocol"], *extras]), record["peer"] or "ours"

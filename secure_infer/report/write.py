@@ -1,0 +1,92 @@
+"""Writes the report: RESULTS.md and plots beside the records, and the README's generated regions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from secure_infer import files
+from secure_infer.bench import places
+from secure_infer.bench.records import Record, latest
+from secure_infer.errors import Problem, UsageError
+from secure_infer.report import catalogue, tables
+from secure_infer.report.plots import write_plots
+from secure_infer.report.regions import replace_regions
+
+_HEAD = """# Results
+
+Made by `secure-infer bench --report` from the newest record of each row in `results/`; not written by hand.
+Times are medians of wall time an image; *CPU* is that of all parties; *floor* is the time that the counted primitive
+operations alone would take on all cores of the machine, measured in the same run. Intervals are 95 %. A row with
+0 encrypted images shows the clear protocol, or a simulation where it says so.
+"""
+
+
+def write_report(results: Path, readme: Path | None = None) -> list[Path]:
+    """Write tables and plots for the newest record of each row.
+
+    Args:
+        results: Folder of the records; the report goes to its parent folder.
+        readme: A Markdown file whose regions `results`, `zoo` and `ops` are refreshed; by default the README of the
+            source tree, if the records are those of the source tree.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: There are no records.
+        MissingExtra: matplotlib, or a protocol's library, is not installed.
+    """
+    records = latest(results) if results.is_dir() else []
+    if not records:
+        raise UsageError(
+            "There are no records to report on.",
+            [Problem(str(results), "It holds no records.", "run `secure-infer bench digits` first.")],
+        )
+    folder = results.parent
+    written = write_plots(records, folder / "plots")
+    written.append(files.write(folder / "RESULTS.md", results_page(records, [path.stem for path in written]).encode()))
+    readme = readme or _own_readme(results)
+    if readme is not None:
+        text = readme.read_text(encoding="utf-8")
+        written.append(files.write(readme, replace_regions(text, regions(records)).encode()))
+    return written
+
+
+def regions(records: list[Record]) -> dict[str, str]:
+    """The README's generated regions, by name."""
+    return {"results": _results_region(records), "zoo": catalogue.models(), "ops": catalogue.operations()}
+
+
+def results_page(records: list[Record], plots: list[str]) -> str:
+    """The whole of RESULTS.md."""
+    parts = [_HEAD]
+    for name in dict.fromkeys(record["case"] for record in records):
+        rows = [record for record in records if record["case"] == name]
+        parts.append(f"## {name}\n\n`secure-infer bench {name}`\n\n{tables.circumstances(rows)}\n")
+        sections = {
+            "Ours and peers, sample by sample": tables.versus(rows),
+            "Accuracy": tables.quality(rows),
+            "Latency": tables.latency(rows),
+            "Traffic": tables.traffic(rows) if any(row["n_encrypted"] for row in rows) else "",
+        }
+        parts += [f"### {title}\n\n{text}\n" for title, text in sections.items() if text]
+    parts.append("## Plots\n\n" + "\n\n".join(f"![{name}](plots/{name}.svg)" for name in plots) + "\n")
+    return "\n".join(parts)
+
+
+def _results_region(records: list[Record]) -> str:
+    beside = tables.versus(records)
+    parts = [tables.summary(records), tables.circumstances(records)]
+    parts += (
+        [f"Beside other libraries, sample by sample on the same networks and images:\n\n{beside}"] if beside else []
+    )
+    parts.append("![wall time by phase](benchmarks/plots/latency.svg)")
+    return "\n\n".join(parts)
+
+
+def _own_readme(results: Path) -> Path | None:
+    root = places.checkout()
+    if root is None or results.resolve() != places.results().resolve():
+        return None
+    path = root / "README.md"
+    return path if path.is_file() else None
