@@ -128,9 +128,11 @@ def step(ctx: Context, label: str, x: Value, level: RealFunction, grid: Grid) ->
 
 
 def requantize(ctx: Context, label: str, x: Value, reals: Reals, bits: int) -> Value:
-    """The value rounded to a grid of so many bits that suits the values seen in calibration."""
+    """The value rounded to a grid of so many bits that suits the values seen in calibration, counted from zero up."""
     grid = activation_grid(reals, bits)
-    return step(ctx, label, x, grid.index, grid)
+    low = grid.low
+    value = step(ctx, label, x, lambda r: grid.index(r) - low, Grid(grid.scale, 0, grid.high - low))
+    return Value(value.name, value.scale, np.array([low * grid.scale]))
 
 
 def _tabulate(ctx: Context, node: fx.Node, function: RealFunction) -> Value:

@@ -12,8 +12,13 @@ from secure_infer.frontends.context import Context, handles
 from secure_infer.graph import Max, Reshape, Sum
 from secure_infer.graph.ops import Pair, Shape, TypeProblem
 
+_IDLE = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout", "QuantDropout")
+_RESHAPING = ("Flatten", "Unflatten", "Reshaping")
+MOVERS = (*_IDLE, *_RESHAPING)
+"""Layers that change no value."""
 
-@handles("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout", "QuantDropout")
+
+@handles(*_IDLE)
 def _identity(ctx: Context, node: fx.Node, layer: Any) -> Value:
     return ctx.value(node)
 
@@ -22,7 +27,7 @@ class Reshaping(nn.Module):
     """Any change of shape that keeps the order of elements: flatten, view, reshape, squeeze, unsqueeze."""
 
 
-@handles("Flatten", "Unflatten", "Reshaping")
+@handles(*_RESHAPING)
 def _reshape(ctx: Context, node: fx.Node, layer: Any) -> Value:
     shape = ctx.real(node).shape
     if shape[0] != ctx.batch or len(shape) < 2:

@@ -98,7 +98,7 @@ def _walk(module: fx.GraphModule, data: Mapping[fx.Node, Any], layers: dict[fx.N
         if len(data_inputs(node, ctx.values)) < len(data_inputs(node, data)):
             continue
         try:
-            ctx.values[node] = ctx.values[source] if node is quantized else _apply(ctx, node, layer)
+            ctx.values[node] = ctx.value(node) if node is quantized else _apply(ctx, node, layer)
         except TypeProblem as problem:
             problems.append(Problem(_where(node), problem.what, problem.fix))
             continue
@@ -125,18 +125,27 @@ def _apply(ctx: Context, node: fx.Node, layer: nn.Module) -> Value:
 def _input(source: fx.Node, layers: Mapping[fx.Node, nn.Module], x: npt.NDArray[np.float64],
            precision: Precision) -> tuple[Grid, fx.Node | None]:
     """The input's grid; if the network quantizes its input itself, that grid, and the layer which it makes needless."""
-    users = list(source.users)
-    layer = layers.get(users[0]) if len(users) == 1 else None
-    if type(layer).__name__ == "QuantIdentity" and layer is not None and layer.is_act_quant_enabled \
-            and not layer.is_input_quant_enabled:
+    node, layer = _first_layer(source, layers)
+    if type(layer).__name__ == "QuantIdentity" and layer.is_act_quant_enabled and not layer.is_input_quant_enabled:
         grid, _ = activation.proxy_grid(layer.act_quant)
         units = np.rint(x / grid.scale)
         bipolar = (grid.low, grid.high) == (-1, 1) and not activation.has_zero(layer.act_quant)
         if not bipolar and units.min() >= grid.low - 1 and units.max() <= grid.high + 1:
-            return grid, users[0]
+            return grid, node
         if not bipolar:
             return Grid(grid.scale, int(min(units.min(), 0)), int(max(units.max(), 1))), None
     return input_grid(x, precision.input), None
+
+
+def _first_layer(source: fx.Node, layers: Mapping[fx.Node, nn.Module]) -> tuple[fx.Node, Any]:
+    """The first layer that changes values rather than shapes, if it alone reads the input."""
+    node, layer = source, None
+    while len(node.users) == 1 and (layer is None or handler_name(layer) in pooling.MOVERS):
+        node = next(iter(node.users))
+        layer = layers.get(node)
+        if layer is None:
+            break
+    return node, layer
 
 
 def _where(node: fx.Node) -> str:

@@ -25,9 +25,9 @@ FUNCTIONS: dict[str, Function] = {
 """Activation functions that can be approximated, by name."""
 
 
-def _function(name: str, degree: int, radius: float) -> Function:
+def _function(name: str | Function, degree: int, radius: float) -> Function:
     problems = []
-    if name not in FUNCTIONS:
+    if isinstance(name, str) and name not in FUNCTIONS:
         problems.append(Problem("function", f"There is no {name!r}.", f"use one of {', '.join(FUNCTIONS)}."))
     if not 1 <= degree <= 31:
         problems.append(Problem("degree", f"Expected degree={degree} in [1, 31].", "use a lower degree."))
@@ -35,10 +35,10 @@ def _function(name: str, degree: int, radius: float) -> Function:
         problems.append(Problem("radius", f"Expected radius={radius} above 0.", "give the range of the inputs."))
     if problems:
         raise UsageError("The function can't be approximated.", problems)
-    return FUNCTIONS[name]
+    return FUNCTIONS[name] if isinstance(name, str) else name
 
 
-def fit_polynomial(function: str, degree: int, radius: float) -> Reals:
+def fit_polynomial(function: str | Function, degree: int, radius: float) -> Reals:
     """Least-squares fit of a function on `[-radius, radius]`, every x as likely as another.
 
     Returns:
@@ -50,7 +50,7 @@ def fit_polynomial(function: str, degree: int, radius: float) -> Reals:
     return np.asarray(coefficients / radius ** np.arange(degree + 1))
 
 
-def chebyshev_polynomial(function: str, degree: int, radius: float) -> Reals:
+def chebyshev_polynomial(function: str | Function, degree: int, radius: float) -> Reals:
     """Interpolation at the Chebyshev nodes of `[-radius, radius]`, nearly the best uniform fit (Trefethen, ATAP, 2013).
 
     Returns:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secure_infer.errors import Problem, UsageError
-from secure_infer.nn.fits import chebyshev_polynomial, fit_polynomial
+from secure_infer.nn.fits import Function, chebyshev_polynomial, fit_polynomial
 
 Scaling = Literal["tensor", "channel", "none"]
 
@@ -228,17 +228,18 @@ class ChebyshevActivation(nn.Module):
     """A fixed polynomial close to a given function on `[-radius, radius]`, by interpolation at Chebyshev nodes.
 
     Args:
-        function: `"relu"`, `"silu"`, `"gelu"`, `"tanh"` or `"sigmoid"`.
+        function: `"relu"`, `"silu"`, `"gelu"`, `"tanh"`, `"sigmoid"`, or any function of a float64 array.
         degree: Degree of the polynomial, 1 to 31.
         radius: Half-width of the range on which it is close.
     """
 
     scaled: Tensor
 
-    def __init__(self, function: str, degree: int, radius: float) -> None:
+    def __init__(self, function: str | Function, degree: int, radius: float) -> None:
         super().__init__()
         rows = chebyshev_polynomial(function, degree, radius) * radius ** np.arange(degree + 1)
-        self.function, self.degree, self.radius = function, degree, radius
+        self.function = function if isinstance(function, str) else "custom"
+        self.degree, self.radius = degree, radius
         # Coefficients of powers of x / radius: far better conditioned than those of powers of x.
         self.register_buffer("scaled", torch.tensor(rows, dtype=torch.get_default_dtype())[None])
 

@@ -1,0 +1,214 @@
+"""Lists everything in a network that a protocol can't evaluate, each thing with its fix; one rule a kind of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from secure_infer.errors import Problem, UsageError
+
+PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
+
+Finding = tuple[str, str]
+Rule = Callable[[Any, str], Iterator[Finding]]
+
+_RULES: dict[str, Rule] = {}
+_FIX = "secure_infer.fix(net, 'ckks'), then train or fine-tune."
+_SHAPES = ("size", "getattr", "getitem", "shape", "dim", "numel", "floordiv", "contiguous", "clone")
+_ARITHMETIC = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div", "neg")
+_SAME = {"clamp": "hardtanh", "clip": "hardtanh", "view": "flatten", "reshape": "flatten", "squeeze": "flatten",
+         "unsqueeze": "flatten", "unflatten": "flatten", "pow": "square", "signlayer": "sign"}
+
+
+def check(net: nn.Module, protocol: str, input_shape: tuple[int, ...] | None = None) -> list[Problem]:
+    """List what a protocol can't evaluate in a network.
+
+    Args:
+        net: The network.
+        protocol: "clear", "tfhe", "ckks" or "mpc".
+        input_shape: Shape of one input, `(features,)` or `(channels, height, width)`; with it, shapes are checked too.
+
+    Returns:
+        All problems, in order of evaluation; none means that the network compiles.
+
+    Raises:
+        UsageError: An unknown protocol, or something that is not a torch network.
+    """
+    require_protocol(protocol)
+    if not isinstance(net, nn.Module):
+        raise UsageError(f"Expected a torch.nn.Module, got {type(net).__name__}.")
+    training = net.training
+    net.eval()
+    try:
+        traced = trace(net)
+        problems = [problem for node in traced.graph.nodes for problem in _problems(node, traced, protocol)]
+        return problems + (_shape_problems(traced, net, input_shape) if input_shape is not None else [])
+    except _Untraceable as error:
+        return [Problem(type(net).__name__, f"It can't be traced: {error}",
+                        "write forward() without control flow that depends on data (if, while, int(x)).")]
+    finally:
+        net.train(training)
+
+
+def require_protocol(protocol: str) -> None:
+    """Raise a UsageError if there is no such protocol."""
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"There is no protocol {protocol!r}.", [
+            Problem("protocol", f"Expected one of {', '.join(PROTOCOLS)}.", "check the spelling.")])
+
+
+class _Untraceable(Exception):
+    """The forward method depends on data."""
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = m.__module__.startswith(("torch.nn", "torch.ao.nn", "brevitas.")) and not isinstance(m, nn.Sequential)
+        return own or _exported(m) is not None
+
+
+def trace(net: nn.Module) -> fx.GraphModule:
+    """The network as an fx graph of layers."""
+    try:
+        return fx.GraphModule(net, _Tracer().trace(net))  # type: ignore[no-any-return]
+    except Exception as error:
+        raise _Untraceable(f"{type(error).__name__}: {str(error).splitlines()[:1]}") from error
+
+
+def _exported(layer: nn.Module) -> str | None:
+    """The kind of a layer that tells its integer or polynomial form itself."""
+    for method, kind in (("sign_scale", "sign"), ("polynomial", "square"), ("integer_weight", "linear")):
+        if hasattr(layer, method):
+            return kind
+    return None
+
+
+def _kind(layer: nn.Module) -> str:
+    exported = _exported(layer)
+    if exported:
+        return "conv2d" if exported == "linear" and isinstance(layer, nn.Conv2d) else exported
+    return type(layer).__name__.lower()
+
+
+def _problems(node: fx.Node, traced: fx.GraphModule, protocol: str) -> Iterator[Problem]:
+    if node.op == "call_module":
+        layer: Any = traced.get_submodule(str(node.target))
+        kind, where, shown = _kind(layer), str(node.target), type(layer).__name__
+    elif node.op in ("call_function", "call_method"):
+        target = node.target
+        shown = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        kind, where, layer = shown.lower().strip("_").replace("_", ""), node.name, node
+        if shown in _SHAPES or shown in _ARITHMETIC:
+            return
+    else:
+        return
+    kind = _SAME.get(kind, kind)
+    if kind not in _RULES:
+        yield Problem(where, f"There is no encrypted form of {shown}.",
+                      "use Linear, Conv2d, BatchNorm, pooling, ReLU-like and polynomial layers; or compute it on the "
+                      "client, before or after the encrypted part.")
+        return
+    if kind in ("softmax", "logsoftmax") and [user.op for user in node.users] != ["output"]:
+        yield Problem(where, "A softmax is possible at the very end only.", "remove it, or apply it after decryption.")
+    for what, fix in _RULES[kind](layer, protocol):
+        yield Problem(where, what, fix)
+
+
+def _shape_problems(traced: fx.GraphModule, net: nn.Module, shape: tuple[int, ...]) -> list[Problem]:
+    """Run two inputs of zeros and see whether the shapes at each layer can be evaluated."""
+    parameter = next(net.parameters(), torch.zeros(()))
+    x = torch.zeros((2, *shape), dtype=parameter.dtype, device=parameter.device)
+    runner = _Shapes(traced)
+    try:
+        with torch.no_grad():
+            runner.run(x)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        return [Problem("input", f"The network refuses the shape {shape}: {first}", "give the shape of one input.")]
+    return runner.problems
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a network and looks at shapes on the way."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.problems: list[Problem] = []
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        layer = self.fetch_attr(str(target))
+        result = super().call_module(target, args, kwargs)
+        x = args[0] if args and isinstance(args[0], Tensor) else None
+        if x is None:
+            return result
+        if isinstance(layer, nn.Linear) and x.dim() != 2:
+            self.problems.append(Problem(str(target), f"It reads shape {tuple(x.shape[1:])}.", "flatten first."))
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and any(
+                a % b for a, b in zip(x.shape[-2:], result.shape[-2:], strict=True)):
+            self.problems.append(Problem(
+                str(target), f"{tuple(x.shape[-2:])} does not divide into {tuple(result.shape[-2:])}.",
+                "use an output size that divides the image."))
+        return result
+
+
+def _rule(*kinds: str) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(kinds, rule))
+        return rule
+
+    return register
+
+
+@_rule("linear", "quantlinear", "flatten", "identity", "dropout", "dropout1d", "dropout2d", "alphadropout",
+       "featurealphadropout", "quantdropout", "adaptiveavgpool2d", "softmax", "logsoftmax", "square", "mean")
+def _always(layer: Any, protocol: str) -> Iterator[Finding]:
+    yield from ()
+
+
+@_rule("conv2d", "quantconv2d")
+def _convolution(layer: Any, protocol: str) -> Iterator[Finding]:
+    mode = getattr(layer, "padding_mode", "zeros")
+    if mode != "zeros":
+        yield f"Its padding_mode is {mode!r}.", "use padding_mode='zeros'."
+    if getattr(layer, "padding", 0) == "same" and any(
+            d > 1 and d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)):
+        yield "padding='same' with an even, dilated kernel needs uneven padding.", "use an odd kernel."
+
+
+@_rule("batchnorm1d", "batchnorm2d", "batchnorm")
+def _normalization(layer: Any, protocol: str) -> Iterator[Finding]:
+    if isinstance(layer, nn.Module) and layer.running_mean is None:
+        yield "It keeps no running statistics.", "use track_running_stats=True and train."
+
+
+@_rule("avgpool2d")
+def _average(layer: Any, protocol: str) -> Iterator[Finding]:
+    padded = getattr(layer, "padding", 0) not in (0, (0, 0))
+    if isinstance(layer, nn.Module) and padded and not layer.count_include_pad:
+        yield "It does not count its padding.", "use count_include_pad=True or padding=0."
+
+
+@_rule("maxpool2d", "quantmaxpool2d")
+def _maximum(layer: Any, protocol: str) -> Iterator[Finding]:
+    if protocol == "ckks":
+        yield "CKKS can't compare, so there is no maximum.", f"replace it by AvgPool2d with {_FIX}"
+    if isinstance(layer, nn.Module) and (layer.dilation not in (1, (1, 1)) or layer.return_indices):
+        yield "It is dilated or returns indices.", "use dilation=1 and return_indices=False."
+
+
+@_rule("relu", "relu6", "hardtanh", "sigmoid", "tanh", "leakyrelu", "elu", "selu", "celu", "softplus", "hardsigmoid",
+       "softsign", "logsigmoid", "silu", "gelu", "mish", "hardswish",
+       "quantrelu", "quantidentity", "quanthardtanh", "quanttanh", "quantsigmoid")
+def _activation(layer: Any, protocol: str) -> Iterator[Finding]:
+    if protocol == "ckks":
+        yield ("CKKS adds and multiplies only: it has no such activation.",
+               f"replace it by a PolynomialActivation with {_FIX}")
+
+
+@_rule("sign")
+def _sign(layer: Any, protocol: str) -> Iterator[Finding]:
+    if protocol == "ckks":
+        yield "CKKS can't compare, and no polynomial is near a sign.", "train with a PolynomialActivation in its place."
