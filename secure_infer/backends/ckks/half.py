@@ -1,0 +1,87 @@
+"""The client's half of a program: parameters, layouts and ranges; never weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from secure_infer.backends.ckks.packing import Layout, packed
+from secure_infer.backends.ckks.parameters import Parameters
+from secure_infer.backends.ckks.plan import Vector
+from secure_infer.backends.ckks.store import SCHEMA, parameters_from
+from secure_infer.errors import BundleError, Problem
+from secure_infer.graph.ops import Shape
+from secure_infer.wire import frame
+
+KIND = "ckks-client"
+
+
+@dataclass(frozen=True, eq=False)
+class ClientHalf:
+    """All that a client needs.
+
+    Attributes:
+        model: Names the program: SHA-256 of the server's half.
+        parameters: Ring and primes.
+        rotations: Rotations for which the server needs Galois keys.
+        multiplies: Whether it needs relinearization keys.
+        shape: Shape of one input.
+        low: Least input, in integer units.
+        high: Greatest input.
+        middle: Subtracted from inputs ...
+        half: ... which are then divided by this.
+        input: Level, scale and layout of the ciphertexts sent.
+        output_shape: Shape of one output.
+        output: Level, scale and layout of the ciphertexts received.
+        positions: Position of each output, shape `(outputs,)`.
+        output_range: Slots times this are outputs in units of their scale.
+        noise: Standard deviation of the error of a slot, at most.
+        grid: Slots are rounded to multiples of this; 0 for not at all.
+    """
+
+    model: str
+    parameters: Parameters
+    rotations: tuple[int, ...]
+    multiplies: bool
+    shape: Shape
+    low: int
+    high: int
+    middle: float
+    half: float
+    input: Vector
+    output_shape: Shape
+    output: Vector
+    positions: tuple[int, ...]
+    output_range: float
+    noise: float
+    grid: float
+
+    @property
+    def input_layout(self) -> Layout:
+        """Where inputs lie."""
+        return packed(int(np.prod(self.shape, dtype=np.int64)), self.parameters.slots)
+
+    def to_bytes(self) -> bytes:
+        """The half as a frame."""
+        return frame.pack(KIND, [], {"schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ClientHalf:
+        """The half that `to_bytes` wrote.
+
+        Raises:
+            BundleError: It is none, or of a newer schema.
+        """
+        meta = dict(frame.unpack(data, KIND).meta)
+        schema = meta.pop("schema", None)
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise BundleError("The client half was written by a newer version.", [
+                Problem(KIND, f"Its schema is {schema}; this version reads up to {SCHEMA}.", "upgrade secure_infer.")])
+        try:
+            meta |= {name: tuple(meta[name]) for name in ("rotations", "shape", "output_shape", "positions")}
+            meta |= {name: Vector(**meta[name]) for name in ("input", "output")}
+            return cls(**{**meta, "parameters": parameters_from(meta["parameters"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError("The client half can't be read.", [
+                Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")]) from error

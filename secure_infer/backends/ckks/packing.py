@@ -1,0 +1,307 @@
+"""Where vectors lie in slots, and a sparse matrix as diagonals with a baby-step giant-step split that a cost model picks.
+
+A vector lies in one or more ciphertexts ("blocks") and repeats with a period, a power of two. With rows placed modulo
+`r` and columns repeating with `p`, entry (row, column) belongs to diagonal `(column - row) mod min(r, p)`; if `r < p`
+(the hybrid method of Gazelle, Juvekar et al. 2018), rotations by `r, 2r ..` fold the partial sums together afterwards.
+The order of a stretch's results is free, so rows are placed where they share diagonals: the outputs of a strided
+convolution go into the gaps between each other, those of other channels into further periods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from secure_infer.backends.ckks.lower import Indices, Matrix, Reals
+
+_SPARSE = 0.25
+_MOST_PER_ROW = 512
+_MOST_DIAGONALS = 400
+_WIDEST_SEARCH = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the elements of a vector lie.
+
+    Attributes:
+        period: Slots after which a block repeats: a power of two, equal to all slots if there are several blocks.
+        blocks: Number of ciphertexts.
+        positions: For each element `block * period + slot`, shape `(elements,)`.
+    """
+
+    period: int
+    blocks: int
+    positions: Indices
+
+    @property
+    def length(self) -> int:
+        """Number of distinct positions."""
+        return self.period * self.blocks
+
+    def place(self, values: Reals) -> Reals:
+        """Values of shape `(..., elements)` at their positions, zero elsewhere: shape `(..., blocks, period)`."""
+        result = np.zeros((*values.shape[:-1], self.length))
+        result[..., self.positions] = values
+        return result.reshape((*values.shape[:-1], self.blocks, self.period))
+
+
+def packed(size: int, slots: int) -> Layout:
+    """Elements one after another."""
+    blocks = -(-size // slots)
+    return Layout(slots if blocks > 1 else power_of_two(size), blocks, np.arange(size))
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """The part of a stretch that reads one source: a sparse matrix between positions.
+
+    Attributes:
+        source: Name of the source.
+        period: Period of the source's layout.
+        rows: Position of each entry's result.
+        cols: Position of each entry's argument.
+        values: The entries.
+    """
+
+    source: str
+    period: int
+    rows: Indices
+    cols: Indices
+    values: Reals
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a diagonal d becomes `baby + giant`: the giant is a multiple of `step`; `signed` centers both around zero."""
+
+    step: int
+    signed: bool
+
+    def babies(self, diagonals: Indices, modulus: Indices) -> tuple[Indices, Indices]:
+        """Baby and giant rotation of each diagonal, the diagonals being known modulo `modulus`."""
+        if not self.signed:
+            baby = diagonals % self.step
+            return baby, diagonals - baby
+        centered = (diagonals + modulus // 2) % modulus - modulus // 2
+        baby = (centered + self.step // 2) % self.step - self.step // 2
+        return baby, centered - baby
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Relative costs at one level: measured on SEAL, a rotation takes about `2.2 k` times a product, k primes."""
+
+    primes: int
+
+    @property
+    def product(self) -> float:
+        """Multiply by a plaintext and add."""
+        return float(self.primes)
+
+    @property
+    def rotation(self) -> float:
+        """Rotate."""
+        return 2.2 * self.primes * (self.primes + 1)
+
+    @property
+    def fold(self) -> float:
+        """Rotate after the rescale."""
+        return 2.2 * max(self.primes - 1, 1) * max(self.primes, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonals:
+    """The diagonals of a stretch: which exist, and what is in them.
+
+    Attributes:
+        rows_period: Period of the result.
+        period: Period of the folded sum; the folds go from `rows_period` up to it.
+        split: Baby and giant steps.
+        keys: For each diagonal `(term, source block, result block, diagonal)`, shape `(diagonals, 4)`, sorted.
+    """
+
+    rows_period: int
+    period: int
+    split: Split
+    keys: Indices
+    _entries: tuple[Indices, Indices, Reals]
+
+    @property
+    def folds(self) -> list[int]:
+        """Rotations that are added one after another once everything is summed."""
+        return [self.rows_period << i for i in range((self.period // self.rows_period).bit_length() - 1)]
+
+    def rotations(self, modulus: Indices) -> tuple[Indices, Indices]:
+        """Baby and giant rotation of every key; `modulus` of every term."""
+        return self.split.babies(self.keys[:, 3], modulus[self.keys[:, 0]])
+
+    def vectors(self) -> Iterator[Reals]:
+        """The vector of each diagonal, in the order of `keys`, one period long."""
+        start, slot, value = self._entries
+        for first, last in zip(start[:-1], start[1:], strict=True):
+            vector = np.zeros(self.period)
+            vector[slot[first:last]] = value[first:last]
+            yield vector
+
+
+def moduli(terms: Sequence[Term], rows_period: int) -> Indices:
+    """For each term, the number modulo which its diagonals are known."""
+    return np.array([min(rows_period, term.period) for term in terms], dtype=np.int64)
+
+
+def diagonalize(terms: Sequence[Term], rows_period: int, blocks: int, split: Split | None, costs: Costs) -> Diagonals:
+    """The diagonals of a stretch, and the cheapest split if none is given."""
+    period = max([rows_period, *(term.period for term in terms)])
+    parts = [_term_entries(number, term, rows_period) for number, term in enumerate(terms)]
+    keys, slot, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+    # A block without entries still needs one (zero) diagonal, for a sum to exist to which its bias is added.
+    missing = np.setdiff1d(np.arange(blocks), _unpack(keys)[:, 2])
+    keys = np.concatenate([keys, _pack(0, 0, missing, 0)])
+    slot = np.concatenate([slot, np.zeros(len(missing), dtype=np.int64)])
+    value = np.concatenate([value, np.zeros(len(missing))])
+    unique, which = np.unique(keys, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    start = np.concatenate([[0], np.cumsum(np.bincount(which, minlength=len(unique)))])
+    unpacked, modulus = _unpack(unique), moduli(terms, rows_period)
+    split = split or best_split(unpacked, modulus, costs)[1]
+    # A split may take d - r for d. That reads the same columns r slots later, if they do not repeat sooner.
+    moved = unpacked[:, 3] - sum(split.babies(unpacked[:, 3], modulus[unpacked[:, 0]]))
+    periods = np.array([term.period for term in terms])[unpacked[:, 0]]
+    folded = periods[which] > rows_period
+    slot = np.where(folded, (slot + moved[which]) % periods[which], slot)
+    return Diagonals(rows_period, period, split, unpacked, (start, slot[order], value[order]))
+
+
+def _pack(term: int, source: Indices | int, result: Indices | int, diagonal: Indices | int) -> Indices:
+    """One sortable integer for a diagonal: 15 bits each."""
+    return np.asarray((((np.int64(term) << 15) + source << 15) + result << 15) + diagonal, dtype=np.int64)
+
+
+def _unpack(keys: Indices) -> Indices:
+    return np.stack([keys >> 45, keys >> 30 & 0x7FFF, keys >> 15 & 0x7FFF, keys & 0x7FFF], axis=1)
+
+
+def _term_entries(number: int, term: Term, rows_period: int) -> tuple[Indices, Indices, Reals]:
+    """Packed key and slot of each entry of a term."""
+    row_block, row = np.divmod(term.rows, rows_period)
+    col_block, col = np.divmod(term.cols, term.period)
+    diagonal = (col - row) % min(rows_period, term.period)
+    slot = (col - diagonal) % term.period if term.period > rows_period else row
+    return _pack(number, col_block, row_block, diagonal), slot, term.values
+
+
+def best_split(keys: Indices, modulus: Indices, costs: Costs) -> tuple[float, Split]:
+    """The cheapest split of these diagonals, and the cost of its rotations and products."""
+    most = int(modulus.max(initial=1))
+    widest = _WIDEST_SEARCH if len(keys) <= _MOST_DIAGONALS else 1
+    steps = {*range(1, min(most, widest) + 1), *(1 << bits for bits in range(most.bit_length()))}
+    best = (np.inf, Split(1, False))
+    source = (keys[:, 0] * (keys[:, 1].max(initial=0) + 1) + keys[:, 1]) << 32
+    result = keys[:, 2] << 32
+    for step in sorted(steps):
+        for signed in (False, True):
+            split = Split(step, signed)
+            baby, giant = split.babies(keys[:, 3], modulus[keys[:, 0]])
+            count = len(np.unique((source + (baby + (1 << 30)))[baby != 0]))
+            count += len(np.unique((result + (giant + (1 << 30)))[giant != 0]))
+            cost = count * costs.rotation + len(keys) * costs.product
+            if cost < best[0]:
+                best = (cost, split)
+    return best
+
+
+def choose_layout(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, slots: int,
+                  costs: Costs) -> Layout:
+    """Where the rows of a stretch are placed, by the cost of the diagonals that follow."""
+    candidates = [packed(rows, slots)]
+    if rows <= slots:
+        candidates += [Layout(1 << bits, 1, candidates[0].positions)
+                       for bits in range(candidates[0].period.bit_length(), slots.bit_length())]
+        if _is_sparse(matrices) and all(len(matrix.values) for matrix in matrices.values()):
+            found = (share_diagonals(matrices, layouts, rows, layout.period) for layout in list(candidates))
+            candidates = [layout for layout in found if layout] + candidates
+    return min(candidates, key=lambda layout: _layout_cost(matrices, layouts, layout, costs))
+
+
+def positioned(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: Layout) -> list[Term]:
+    """The matrices between positions instead of elements."""
+    return [Term(name, layouts[name].period, rows.positions[m.rows], layouts[name].positions[m.cols], m.values)
+            for name, m in matrices.items()]
+
+
+def _is_sparse(matrices: Mapping[str, Matrix]) -> bool:
+    per_row = sum(len(m.values) / m.shape[0] for m in matrices.values())
+    columns = sum(m.shape[1] for m in matrices.values())
+    return per_row <= min(_MOST_PER_ROW, max(_SPARSE * columns, 2))
+
+
+def _layout_cost(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: Layout, costs: Costs) -> float:
+    terms = positioned(matrices, layouts, rows)
+    modulus = moduli(terms, rows.period)
+    keys = _unpack(np.unique(np.concatenate([_term_entries(i, t, rows.period)[0] for i, t in enumerate(terms)])))
+    folds = max(0, max(int(term.period // rows.period) for term in terms).bit_length() - 1)
+    return best_split(keys, modulus, costs)[0] + folds * rows.blocks * costs.fold
+
+
+def share_diagonals(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int,
+                    period: int) -> Layout | None:
+    """Place rows greedily, the fullest first, each where it needs the fewest diagonals that no earlier row has.
+
+    Returns:
+        None if the matrix has no such structure.
+    """
+    terms = positioned(matrices, layouts, packed(rows, rows))
+    modulus = [min(period, term.period) for term in terms]
+    entries = [_row_entries(terms, columns) for columns in _by_row(terms, rows)]
+    tables = [np.zeros((int(term.cols.max()) // term.period + 1, m), dtype=bool)
+              for term, m in zip(terms, modulus, strict=True)]
+    free, positions = np.ones(period, dtype=bool), np.zeros(rows, dtype=np.int64)
+    for row in sorted(range(rows), key=lambda i: -len(entries[i])):
+        position = _place_row(entries[row], tables, free)
+        if position is None or sum(table.sum() for table in tables) > _MOST_DIAGONALS:
+            return None
+        positions[row], free[position] = position, False
+        for term, block, col in entries[row]:
+            tables[term][block, (col - position) % modulus[term]] = True
+    return Layout(period, 1, positions)
+
+
+def _by_row(terms: Sequence[Term], rows: int) -> list[list[Indices]]:
+    """For each row and term, the columns of its entries."""
+    split: list[list[Indices]] = []
+    for term in terms:
+        order = np.argsort(term.rows, kind="stable")
+        bounds = np.searchsorted(term.rows[order], np.arange(1, rows))
+        split.append(np.split(term.cols[order], bounds))
+    return [[part[row] for part in split] for row in range(rows)]
+
+
+def _row_entries(terms: Sequence[Term], columns: Sequence[Indices]) -> Indices:
+    """`(term, source block, column)` of each entry of a row, shape `(entries, 3)`."""
+    return np.concatenate([np.stack([np.full_like(c, i), c // terms[i].period, c % terms[i].period], axis=1)
+                           for i, c in enumerate(columns)])
+
+
+def _place_row(entries: Indices, tables: Sequence[np.ndarray], free: np.ndarray) -> int | None:
+    """The free position at which a row needs the fewest new diagonals."""
+    if not len(entries):
+        return int(np.flatnonzero(free)[-1])
+    term, block, col = entries[0]
+    table = tables[term][block]
+    likely = (col - np.flatnonzero(table)[:, None] + len(table) * np.arange(len(free) // len(table))) % len(free)
+    likely = likely[free[likely]]
+    for candidates in (likely, np.flatnonzero(free)):
+        if len(candidates):
+            new = sum((~tables[t][b, (c - candidates) % tables[t].shape[1]]).astype(np.int64) for t, b, c in entries)
+            at = int(np.argmin(new))
+            if candidates is not likely or new[at] == 0:
+                return int(candidates[at])
+    return None

@@ -1,0 +1,201 @@
+"""The one file that knows the crypto library: SEAL, by TenSEAL's `sealapi`. Keys, ciphertexts, and the SEAL engine.
+
+Serialized keys and ciphertexts come from SEAL's own format, which its loader validates against the parameters. The
+library reads and writes files only; they live for a moment in a private directory, in memory where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from secure_infer.backends.ckks.lower import Reals
+from secure_infer.backends.ckks.parameters import Parameters, verify
+from secure_infer.errors import ParametersError, Problem, missing_extra
+
+Handle: TypeAlias = Any
+"""An object of the library, which has no types."""
+
+_EXACT = 1e-9
+
+
+class Unreadable(Exception):
+    """Bytes that SEAL can't load as what they should be."""
+
+
+def library() -> Any:
+    """The module `tenseal.sealapi`.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
+    try:
+        import tenseal.sealapi as sealapi
+    except ImportError as error:
+        raise missing_extra("ckks", "ckks", "tenseal") from error
+    return sealapi
+
+
+class Ring:
+    """A SEAL context with its encoder: what both sides have, without any key.
+
+    Args:
+        parameters: Checked against our table, and then by SEAL against its own.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        verify(parameters)
+        self.parameters, self.lib = parameters, library()
+        lib = self.lib
+        raw = lib.EncryptionParameters(lib.SCHEME_TYPE.CKKS)
+        raw.set_poly_modulus_degree(parameters.poly_modulus_degree)
+        raw.set_coeff_modulus([lib.Modulus(prime) for prime in (*parameters.primes, parameters.special)])
+        self.context = lib.SEALContext(raw, True, lib.SEC_LEVEL_TYPE.TC128)
+        if not self.context.parameters_set():
+            raise ParametersError("SEAL refuses the parameters.", [
+                Problem("parameters", self.context.parameters_error_message(), "compile the model again.")])
+        self.encoder = lib.CKKSEncoder(self.context)
+        self._ids = list(self._levels())[::-1]
+
+    def _levels(self) -> Iterator[Any]:
+        data = self.context.first_context_data()
+        while data is not None:
+            yield data.parms_id()
+            data = data.next_context_data()
+
+    def id_of(self, level: int) -> Any:
+        """SEAL's name for a level."""
+        return self._ids[level]
+
+    def galois_elements(self, rotations: Iterable[int]) -> list[int]:
+        """Galois elements `3**k mod 2 N` of rotations to the left by k."""
+        double = 2 * self.parameters.poly_modulus_degree
+        return sorted(pow(3, k, double) for k in rotations)
+
+    def encode(self, values: Reals, level: int, scale: float) -> Handle:
+        """A plaintext of all slots."""
+        plaintext = self.lib.Plaintext()
+        self.encoder.encode(values, self._ids[level], scale, plaintext)
+        return plaintext
+
+    def load(self, kind: str, data: bytes) -> Handle:
+        """An object of the class called `kind` from its bytes.
+
+        Raises:
+            Unreadable: They are not such an object under these parameters.
+        """
+        handle = getattr(self.lib, kind)()
+        with _private_file() as path:
+            path.write_bytes(data)
+            try:
+                handle.load(self.context, str(path))
+            except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+                raise Unreadable(f"not a {kind} of these parameters ({error})") from error
+        return handle
+
+    def load_ciphertext(self, data: bytes, level: int, scale: float) -> Handle:
+        """A ciphertext that must have this level and scale.
+
+        Raises:
+            Unreadable: It is none, or another one.
+        """
+        c = self.load("Ciphertext", data)
+        if c.size() != 2 or not c.is_ntt_form() or c.is_transparent():
+            raise Unreadable("a ciphertext of a wrong form")
+        if c.parms_id() != self._ids[level]:
+            raise Unreadable("a ciphertext of a wrong level")
+        if abs(c.scale / scale - 1) > _EXACT:
+            raise Unreadable(f"a ciphertext of scale {c.scale:.6g} where {scale:.6g} belongs")
+        return c
+
+
+def dump(handle: Handle) -> bytes:
+    """The bytes of an object, or of a seed-compressed one that has not been expanded."""
+    with _private_file() as path:
+        handle.save(str(path))
+        return path.read_bytes()
+
+
+@contextmanager
+def _private_file() -> Iterator[Path]:
+    """A path in a directory of mode 0700 that is removed with its contents."""
+    memory = "/dev/shm"
+    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="ckks-", dir=parent) as folder:
+        yield Path(folder) / "object"
+
+
+class SealEngine:
+    """Arithmetic on SEAL ciphertexts; `relinearization` and `galois` are set to a client's keys before a run."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring, self._evaluator = ring, ring.lib.Evaluator(ring.context)
+        self._new = ring.lib.Ciphertext
+        self._double = 2 * ring.parameters.poly_modulus_degree
+        self.relinearization: Handle = None
+        self.galois: Handle = None
+
+    def encode(self, values: Reals, level: int, scale: float) -> Handle | None:
+        """Encode one vector of all slots; None if it rounds to zero."""
+        plaintext = self._ring.encode(values, level, scale)
+        return None if plaintext.is_zero() else plaintext
+
+    def lower(self, c: Handle, level: int) -> Handle:
+        """Drop primes."""
+        target = self._ring.id_of(level)
+        if c.parms_id() == target:
+            return c
+        lowered = self._new()
+        self._evaluator.mod_switch_to(c, target, lowered)
+        return lowered
+
+    def rotate(self, c: Handle, steps: int) -> Handle:
+        """Rotate left."""
+        rotated = self._new()
+        self._evaluator.apply_galois(c, pow(3, steps, self._double), self.galois, rotated)
+        return rotated
+
+    def multiply_plain(self, c: Handle, p: Handle) -> Handle:
+        """Product with a plaintext."""
+        product = self._new()
+        self._evaluator.multiply_plain(c, p, product)
+        return product
+
+    def multiply(self, a: Handle, b: Handle) -> Handle:
+        """Product of ciphertexts, relinearized."""
+        product = self._new()
+        if a is b:
+            self._evaluator.square(a, product)
+        else:
+            self._evaluator.multiply(a, b, product)
+        self._evaluator.relinearize_inplace(product, self.relinearization)
+        return product
+
+    def add(self, a: Handle, b: Handle) -> Handle:
+        """Sum, in place of `a`."""
+        self._evaluator.add_inplace(a, b)
+        return a
+
+    def add_plain(self, c: Handle, p: Handle) -> Handle:
+        """Sum with a plaintext, in place of `c`."""
+        self._evaluator.add_plain_inplace(c, p)
+        return c
+
+    def rescale(self, c: Handle, scale: float) -> Handle:
+        """Divide by the last prime, in place, and take the planned scale for the one SEAL's rounding gives."""
+        self._evaluator.rescale_to_next_inplace(c)
+        if abs(c.scale / scale - 1) > _EXACT:
+            raise Unreadable(f"a ciphertext of scale {c.scale:.6g} where {scale:.6g} belongs")
+        c.scale = scale
+        return c
+
+
+def decode(ring: Ring, plaintext: Handle) -> Reals:
+    """All slots of a plaintext."""
+    return np.asarray(ring.encoder.decode_double(plaintext), dtype=np.float64)

@@ -1,0 +1,150 @@
+"""The server: encodes the weights once, keeps a few clients' evaluation keys, and evaluates; it holds no secret."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from secure_infer.backends.ckks.client import EVALUATION, INPUT_MESSAGE, OUTPUT_MESSAGE, other_model
+from secure_infer.backends.ckks.plan import Plan
+from secure_infer.backends.ckks.run import Program
+from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine, Unreadable, dump
+from secure_infer.errors import BundleError, KeyMismatch, Problem
+from secure_infer.wire import frame
+
+KIND = "ckks-server"
+_CLIENTS = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationKeys:
+    """A client's evaluation keys, loaded.
+
+    Attributes:
+        name: Name of the key they belong to.
+        relinearization: For products; None if the program has none.
+        galois: For exactly the program's rotations; None if it has none.
+    """
+
+    name: str
+    relinearization: Handle
+    galois: Handle
+
+
+class CkksServer:
+    """The server role.
+
+    Args:
+        plan: The program.
+        model: Its name.
+    """
+
+    def __init__(self, plan: Plan, model: str) -> None:
+        self._plan, self._model = plan, model
+        self._ring = Ring(plan.parameters)
+        self._engine = SealEngine(self._ring)
+        start = time.perf_counter()
+        self._program: Program[Handle, Handle] = Program(self._engine, plan)
+        log.debug("encoded the weights in %.3f s", time.perf_counter() - start)
+        self._keys: OrderedDict[bytes, EvaluationKeys] = OrderedDict()
+        self._latest: tuple[bytes, bytes] = (b"", b"")
+        self._lock = threading.Lock()
+
+    def run(self, message: bytes, evaluation: bytes) -> bytes:
+        """Evaluate every sample of a message.
+
+        Raises:
+            BundleError: A message or keys that are damaged or malformed.
+            KeyMismatch: Keys or a message of another model, or that do not belong together.
+        """
+        with self._lock:
+            times = [time.perf_counter()]
+            keys = self._loaded(evaluation)
+            times.append(time.perf_counter())
+            inputs = self._inputs(message, keys)
+            times.append(time.perf_counter())
+            self._engine.relinearization, self._engine.galois = keys.relinearization, keys.galois
+            outputs = [c for blocks in inputs for c in self._program.run(blocks)]
+            times.append(time.perf_counter())
+            parts = [dump(c) for c in outputs]
+            times.append(time.perf_counter())
+        log.debug("keys %.4f s, inputs %.4f s, evaluation %.4f s, outputs %.4f s",
+                  *(b - a for a, b in zip(times, times[1:], strict=False)))
+        meta = {"model": self._model, "key": keys.name, "count": len(inputs)}
+        return frame.pack(OUTPUT_MESSAGE, parts, meta)
+
+    def close(self) -> None:
+        """Forget all keys."""
+        self._keys.clear()
+        self._latest = (b"", b"")
+
+    def _loaded(self, evaluation: bytes) -> EvaluationKeys:
+        """The keys, from a cache by SHA-256; the object seen last is not even hashed again."""
+        known, digest = self._latest
+        if evaluation is not known:
+            digest = hashlib.sha256(evaluation).digest()
+        keys = self._keys.pop(digest, None) or self._load(evaluation)
+        self._keys[digest] = keys
+        self._latest = (evaluation, digest)
+        while len(self._keys) > _CLIENTS:
+            self._keys.popitem(last=False)
+        return keys
+
+    def _load(self, evaluation: bytes) -> EvaluationKeys:
+        opened = frame.unpack(evaluation, EVALUATION)
+        if opened.meta.get("model") != self._model:
+            raise other_model("evaluation key")
+        try:
+            relinearization, galois = opened.parts
+            return EvaluationKeys(str(opened.meta.get("key")), self._relinearization(relinearization),
+                                  self._galois(galois))
+        except (Unreadable, ValueError) as error:
+            raise BundleError("The evaluation keys can't be used.", [
+                Problem("evaluation key", f"Refused: {error}.", "make and upload the keys again.")]) from error
+
+    def _relinearization(self, data: bytes) -> Handle:
+        if not self._plan.multiplies:
+            return _require_empty(data)
+        keys = self._ring.load("RelinKeys", data)
+        if keys.size() != 1:
+            raise Unreadable("not one relinearization key")
+        return keys
+
+    def _galois(self, data: bytes) -> Handle:
+        elements = self._ring.galois_elements(self._plan.rotations())
+        if not elements:
+            return _require_empty(data)
+        keys = self._ring.load("GaloisKeys", data)
+        if keys.size() != len(elements) or not all(keys.has_key(element) for element in elements):
+            raise Unreadable("not the Galois keys of this program's rotations")
+        return keys
+
+    def _inputs(self, message: bytes, keys: EvaluationKeys) -> list[list[Handle]]:
+        """The blocks of every sample."""
+        opened = frame.unpack(message, INPUT_MESSAGE)
+        if opened.meta.get("model") != self._model:
+            raise other_model("message")
+        if opened.meta.get("key") != keys.name:
+            raise KeyMismatch("The message was encrypted under another key than the evaluation keys are for.", [
+                Problem("message", "Its key's name differs.", "send it with the evaluation keys of the same client.")])
+        source, count = self._plan.input, opened.meta.get("count")
+        if not isinstance(count, int) or len(opened.parts) != count * source.blocks:
+            raise BundleError("The message is malformed.", [
+                Problem("message", f"It holds {len(opened.parts)} ciphertexts for {count} samples.", "encrypt again.")])
+        try:
+            parts = [self._ring.load_ciphertext(part, source.level, source.scale) for part in opened.parts]
+        except Unreadable as error:
+            raise BundleError("The message can't be evaluated.", [
+                Problem("message", f"It holds {error}.", "encrypt with this model's client half.")]) from error
+        return [parts[i : i + source.blocks] for i in range(0, len(parts), source.blocks)]
+
+
+def _require_empty(data: bytes) -> None:
+    if data:
+        raise Unreadable("a key that this program has no use for")
