@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,6 +21,7 @@ INTERRUPTED = 130
 INTERNAL = 70
 
 _PROGRAM = "secure-infer"
+_DEBUG = "--debug"
 _ABOUT = "Encrypted inference: one network under TFHE, CKKS and MPC."
 
 
@@ -59,8 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments) or ["--help"]
     as_json = console.wants_json(words)
     try:
-        code = _application(words)(args=words, prog_name=_PROGRAM, standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        return _call(words)
     except SecureInferError as error:
         return console.report(error, error.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
@@ -69,6 +70,15 @@ def run(arguments: Sequence[str]) -> int:
         if callable(getattr(error, "format_message", None)):
             return console.report(_misuse(error, words), UsageError.exit_code, as_json)
         return _defect(error, words, as_json)
+
+
+def _call(words: Sequence[str]) -> int:
+    with warnings.catch_warnings():
+        if _DEBUG not in words:
+            # Libraries warn about themselves, which tells a user of this command nothing.
+            warnings.simplefilter("ignore")
+        code = _application(words)(args=list(words), prog_name=_PROGRAM, standalone_mode=False)
+    return code if isinstance(code, int) else 0
 
 
 def exit_codes() -> dict[int, str]:
@@ -115,7 +125,7 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Log all, and show the traceback of a defect.")] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Log all, and show the traceback of a defect.")] = False,
 ) -> None:
     if debug:
         logging.basicConfig(level=logging.DEBUG)
@@ -129,9 +139,9 @@ def _misuse(error: Any, words: Sequence[str]) -> UsageError:
 
 
 def _defect(error: Exception, words: Sequence[str], as_json: bool) -> int:
-    if "--debug" in words:
+    if _DEBUG in words:
         console.complain(traceback.format_exc())
-    again = " ".join([_PROGRAM, "--debug", *(word for word in words if word != "--debug")])
+    again = " ".join([_PROGRAM, _DEBUG, *(word for word in words if word != _DEBUG)])
     name = type(error).__name__
     problem = Problem("secure-infer", f"{name}: {error}", f"this is a defect; report what `{again}` prints.")
     summary = f"Something went wrong inside secure-infer ({name})."

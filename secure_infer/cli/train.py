@@ -22,15 +22,12 @@ def train(
 
     recipe = zoo.recipe(name)
     try:
-        from safetensors.torch import save
-
         from secure_infer.nn.train import train as fit
     except ModuleNotFoundError as error:
         raise missing_extra("Training", "train", error.name or "torch") from error
 
     trained = fit(recipe, progress=console.watched(json))
-    weights = {key: value.contiguous() for key, value in trained.net.state_dict().items()}
-    path = files.write(out or Path(f"{name}.safetensors"), save(weights))
+    path = files.write(out or Path(f"{name}.safetensors"), zoo.to_bytes(trained.net))
     accuracy = trained.held_out
     facts: dict[str, Any] = {"correct": accuracy.correct, "n": accuracy.n, "interval": list(accuracy.interval)}
     if json:

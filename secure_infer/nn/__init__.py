@@ -5,17 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from secure_infer.nn.layers import (
-    BinaryConv2d,
-    BinaryLinear,
-    ChebyshevActivation,
-    PolynomialActivation,
-    Sign,
-    Square,
-    range_penalty,
-)
-
 if TYPE_CHECKING:
+    from secure_infer.nn.layers import (
+        BinaryConv2d,
+        BinaryLinear,
+        ChebyshevActivation,
+        PolynomialActivation,
+        Sign,
+        Square,
+        range_penalty,
+    )
     from secure_infer.nn.quantizers import quant_conv2d, quant_identity, quant_linear, quant_relu
 
 __all__ = [
@@ -34,7 +33,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # These need brevitas, which nothing else here does.
-    if not name.startswith("quant_"):
+    # Data sets and recipes are read without torch, and layers other than the quantized ones without brevitas.
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("secure_infer.nn.quantizers"), name)
+    home = "quantizers" if name.startswith("quant_") else "layers"
+    return getattr(import_module(f"secure_infer.nn.{home}"), name)
