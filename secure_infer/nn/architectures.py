@@ -35,7 +35,8 @@ def binary_mlp(*, inputs: int, classes: int, hidden: Sequence[int], input_bits: 
 
 
 def quantized_cnn(*, image: Sequence[int], classes: int, convolutions: Sequence[Sequence[int]],
-                  hidden: Sequence[int] = (), input_bits: int, weight_bits: int, activation_bits: int) -> nn.Sequential:
+                  hidden: Sequence[int] = (), input_bits: int, weight_bits: Sequence[int],
+                  activation_bits: int) -> nn.Sequential:
     """A convolutional network with quantized weights and quantized ReLUs; strides stand in for pooling.
 
     Args:
@@ -44,23 +45,24 @@ def quantized_cnn(*, image: Sequence[int], classes: int, convolutions: Sequence[
         convolutions: For each: output channels, width of the kernel, stride, zeros around its input.
         hidden: Neurons of each fully connected hidden layer.
         input_bits: Bits of a pixel.
-        weight_bits: Bits of a weight, 2 to 8.
+        weight_bits: Bits of the weights of each layer, 2 to 8.
         activation_bits: Bits of an activation.
     """
-    from secure_infer.nn.quantizers import quant_conv2d, quant_relu  # noqa: PLC0415 - only these nets need brevitas
+    from secure_infer.nn.quantizers import quant_conv2d, quant_relu
 
     layers: list[nn.Module] = [_pixels(input_bits)]
     depth, height, width = image
+    bits = iter(weight_bits)
     for number, kernel, stride, padding in convolutions:
-        layers += [quant_conv2d(depth, number, kernel, weight_bits, stride=stride, padding=padding, bias=False),
+        layers += [quant_conv2d(depth, number, kernel, next(bits), stride=stride, padding=padding, bias=False),
                    nn.BatchNorm2d(number), quant_relu(activation_bits)]
         depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
     layers.append(nn.Flatten())
     size = depth * height * width
     for number in hidden:
-        layers += [_linear(size, number, weight_bits, bias=False), nn.BatchNorm1d(number), quant_relu(activation_bits)]
+        layers += [_linear(size, number, next(bits), bias=False), nn.BatchNorm1d(number), quant_relu(activation_bits)]
         size = number
-    return nn.Sequential(*layers, _linear(size, classes, weight_bits, bias=True))
+    return nn.Sequential(*layers, _linear(size, classes, next(bits), bias=True))
 
 
 def polynomial_cnn(*, image: Sequence[int], classes: int, channels: int, kernel: int, stride: int, padding: int,
@@ -118,13 +120,13 @@ def build(name: str, parameters: Mapping[str, Any]) -> nn.Sequential:
 def _linear(inputs: int, outputs: int, bits: int, bias: bool) -> nn.Module:
     if bits == 1:
         return BinaryLinear(inputs, outputs, bias, scaling="tensor")
-    from secure_infer.nn.quantizers import quant_linear  # noqa: PLC0415 - only these nets need brevitas
+    from secure_infer.nn.quantizers import quant_linear
 
     return quant_linear(inputs, outputs, bits, bias)
 
 
 def _pixels(bits: int) -> nn.Module:
     """Round pixels in [0, 1] to `bits` bits; the scale is fixed, so no pixel is ever out of range."""
-    from secure_infer.nn.quantizers import quant_identity  # noqa: PLC0415 - only these nets need brevitas
+    from secure_infer.nn.quantizers import quant_identity
 
     return quant_identity(bits, signed=False, scaling_impl_type="const", scaling_init=1.0)

@@ -304,7 +304,7 @@ def _records(archive: tarfile.TarFile, file: str) -> Pixels:
 
 def _read_jpegs(path: Path, source: _Source) -> Arrays:
     try:
-        from PIL import Image  # noqa: PLC0415 - only this data set needs it
+        from PIL import Image
     except ImportError:
         raise missing_extra("The data set cifar10-jpeg", "train", "PIL") from None
     names = [f"{kind}_{part}" for part in ("train", "test") for kind in ("jpeg", "offsets", "y")]
@@ -330,7 +330,7 @@ def _download(folder: Path, files: Sequence[str], source: _Source,
 def _digits(source: _Source) -> Arrays:
     """1,797 images of 8x8; a quarter of each class, drawn with seed 0, is held out."""
     try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - slow, and only this data set needs it
+        from sklearn.datasets import load_digits
     except ImportError:
         raise missing_extra("The data set digits", "train", "sklearn") from None
     bunch = load_digits()

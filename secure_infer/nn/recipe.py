@@ -77,8 +77,8 @@ class Recipe:
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read `recipe.toml`; the model is named by its folder.
+def read_recipe(path: Path, name: str | None = None) -> Recipe:
+    """Read `recipe.toml`; unless `name` is given, the model is named by its folder.
 
     Raises:
         UsageError: Not TOML, or keys that are missing, unknown or of a wrong type or range; all are listed.
@@ -88,7 +88,7 @@ def read_recipe(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"The recipe {path.name} can't be read.", [
             Problem(str(path), f"{error}.", "correct the file.")]) from error
-    return parse_recipe(path.parent.name, data)
+    return parse_recipe(name or path.parent.name, data)
 
 
 def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:

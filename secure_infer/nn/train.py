@@ -224,6 +224,6 @@ def _schedule(optimizer: torch.optim.Optimizer, plan: Training, steps: int) -> t
 def _bar(epochs: int, progress: bool) -> Any:
     if not progress:
         return range(epochs)
-    from tqdm import trange  # noqa: PLC0415 - only where a bar is asked for
+    from tqdm import trange
 
     return trange(epochs, desc="training", unit="epoch")

@@ -1,0 +1,119 @@
+"""Make a model of the zoo from its recipe: train it, and write its weights, its golden vectors and its card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secure_infer import files, zoo
+from secure_infer.frontends import to_graph
+from secure_infer.graph import Graph, interpret
+from secure_infer.graph.analyse import calibrated_ranges, cost
+from secure_infer.graph.ops import Lookup, Max, Polynomial, QuantRelu, Sign, bits_of
+from secure_infer.graph.store import fingerprint
+from secure_infer.nn.data import Dataset, load_dataset
+from secure_infer.nn.recipe import Recipe, read_recipe
+from secure_infer.nn.train import Accuracy, Trained, train
+
+CALIBRATION = 1000
+"""Training images that set the ranges of a golden graph."""
+_SAMPLES = 3
+_ACTIVATIONS = (Sign, QuantRelu, Lookup, Max, Polynomial)
+
+
+def publish(folder: Path, progress: bool = False) -> Trained:
+    """Train the model whose `recipe.toml` lies in `folder`, and write the other files beside it.
+
+    Raises:
+        UsageError: A recipe that is not valid, or a folder that can't be written to.
+        DataError: The data set is not to be had.
+    """
+    plan = read_recipe(folder / zoo.RECIPE)
+    data = load_dataset(plan.dataset)
+    trained = train(plan, progress, data)
+    weights = zoo.to_bytes(trained.net)
+    net = zoo.with_weights(plan, weights)
+    graph = golden_graph(net, plan, data)
+    record = {**_vectors(graph, data), **_results(trained, weights)}
+    files.write(folder / zoo.WEIGHTS, weights)
+    files.write(folder / zoo.GOLDEN, json.dumps(record).encode() + b"\n")
+    files.write(folder / zoo.CARD, _card(plan, data, graph, record).encode())
+    return trained
+
+
+def golden_graph(net: nn.Module, plan: Recipe, data: Dataset) -> Graph:
+    """The graph that the golden vectors belong to: that of the recipe's first protocol which encrypts."""
+    protocol = next((name for name in plan.protocols if name != "clear"), "clear")
+    return to_graph(net, data.x_train[:CALIBRATION], protocol)
+
+
+def _vectors(graph: Graph, data: Dataset) -> dict[str, Any]:
+    x = graph.quantize(data.x_test[:_SAMPLES])
+    return {"schema": 1, "fingerprint": fingerprint(graph), "indices": list(range(_SAMPLES)),
+            "inputs": x.tolist(), "outputs": interpret(graph, x).tolist()}
+
+
+def _results(trained: Trained, weights: bytes) -> dict[str, Any]:
+    last = trained.history[-1]
+    parts = {"train": last.train, "validation": last.validation, "held_out": trained.held_out}
+    counts = {part: {"correct": a.correct, "n": a.n} for part, a in parts.items() if a is not None}
+    return {"weights_sha256": hashlib.sha256(weights).hexdigest(), "accuracy": counts,
+            "seconds": round(trained.seconds, 1), "host": _host()}
+
+
+def _host() -> str:
+    import torch
+
+    return f"{platform.machine()}, {_processor()}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it, for a reader who compares times."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown processor")
+
+
+def accumulators(graph: Graph, data: Dataset) -> list[tuple[str, int, int]]:
+    """For each layer of activations: its kind, number of elements, and bits of its input over the training images."""
+    ranges = calibrated_ranges(graph, graph.quantize(data.x_train[:CALIBRATION]))
+    return [(node.kind, graph.types[node.name].size, bits_of(*ranges[node.inputs[0]]))
+            for node in graph if isinstance(node.op, _ACTIVATIONS)]
+
+
+def _card(plan: Recipe, data: Dataset, graph: Graph, record: dict[str, Any]) -> str:
+    found = {part: Accuracy(**counts) for part, counts in record["accuracy"].items()}
+    counted = cost(graph)
+    layers = [f"{size} {kind} on {bits}-bit sums" for kind, size, bits in accumulators(graph, data)]
+    options = [f"{name} ({', '.join(f'{k} = {v}' for k, v in table.items()) or 'default options'})"
+               for name, table in plan.protocols.items()]
+    rows = {
+        "Held-out accuracy": found["held_out"],
+        "Validation accuracy": found.get("validation", "no data was kept back"),
+        "Training accuracy": f"{found['train'].value:.2%}, with augmentation and noise, in the last epoch",
+        "Input": f"float in [0, 1], shape (n, {', '.join(map(str, data.x_test.shape[1:]))})",
+        "Classes": ", ".join(data.classes),
+        "Activations": "; ".join(layers),
+        "Multiplications": f"{counted.macs:,} by weights",
+        "Multiplicative depth": counted.multiplicative_depth,
+        "Made for": "; ".join(options),
+        "Seed": plan.training.seed,
+        "Training time": f"{record['seconds']:.0f} s, {plan.training.threads} thread, {record['host']}",
+        "Data": f"{data.name}. {data.credit}. Licence: {data.licence}",
+        "SHA-256 of the weights": f"`{record['weights_sha256']}`",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (f"# {plan.name}\n\n{plan.summary}.\n\n| | |\n|---|---|\n{table}\n\n"
+            f"Make the weights again, and measure them on the held-out images:\n\n"
+            f"```sh\nsecure-infer train {plan.name}\n```\n\n"
+            "The held-out images chose nothing: settings were compared on images kept back from the training part. "
+            "Bits of sums are those met on the first 1,000 training images.\n\n"
+            "Made to test and to measure encrypted inference, not to read anybody's images in earnest.\n")
