@@ -252,12 +252,12 @@ def _verified(arrays: Arrays, source: _Source) -> Arrays:
 
 
 def _read_npz(path: Path, source: _Source) -> Arrays:
-    return _verified(_load_npz(path, _PARTS), source)
+    return _verified(_load_npz(io.BytesIO(path.read_bytes()), _PARTS), source)
 
 
-def _load_npz(path: Path | io.BytesIO, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+def _load_npz(file: io.BytesIO, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _Unusable(f"Not such an npz file: {error}.") from error
