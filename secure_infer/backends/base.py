@@ -53,7 +53,7 @@ class Guarantee:
 
     def __str__(self) -> str:
         correct = "exact"
-        if self.failure_probability is not None:
+        if self.failure_probability:
             correct = f"exact but with probability {self.failure_probability:.2g} an inference"
         if self.error_bound is not None:
             correct = f"within {self.error_bound:.2g} of the exact result"

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from secure_infer.backends.base import Guarantee
 from secure_infer.cli import console
 from secure_infer.cli.demo_run import EACH, ONCE, Digit, Run
 
@@ -21,15 +22,25 @@ def draw(runs: Sequence[Run], digits: Sequence[Digit], width: int) -> Renderable
 
 
 def promises(runs: Sequence[Run]) -> RenderableType:
-    """Each protocol's guarantee, as text."""
-    lines = [Text(f"{run.protocol:<6}{run.guarantee!s}\n") for run in runs if run.guarantee]
-    return Group(*lines)
+    """Each protocol's guarantee: what it rests on, against whom, and what leaks all the same."""
+    return Group(*(part for run in runs if run.guarantee for part in _promise(run.protocol, run.guarantee)))
+
+
+def _promise(protocol: str, guarantee: Guarantee) -> tuple[RenderableType, ...]:
+    head = str(guarantee).splitlines()[0]
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", width=9)
+    grid.add_column()
+    lines = [("adversary", guarantee.adversary), *(("trust", line) for line in guarantee.trust)]
+    for name, line in [*lines, *(("leaks", line) for line in guarantee.leaks)]:
+        grid.add_row(name, Text(line))
+    return "", Text.assemble((f"{protocol}  ", "bold cyan"), head), grid
 
 
 def _predictions(runs: Sequence[Run], digits: Sequence[Digit], room: int) -> Table:
     shown = digits[:room]
-    table = Table(box=None, padding=(0, 1), title_justify="left", show_header=False)
-    table.add_column(width=8)
+    table = Table(box=None, padding=(0, 3, 0, 0), show_header=False, pad_edge=False)
+    table.add_column(width=6)
     for _ in shown:
         table.add_column(width=8, justify="center")
     table.add_row("", *(picture(digit) for digit in shown))
@@ -64,10 +75,10 @@ def picture(digit: Digit) -> Text:
 
 
 def _costs(runs: Sequence[Run]) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=True)
-    table.add_column("", width=8)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("", width=6)
     for name in (*ONCE, *EACH, "keys", "input", "output", "agree"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True, min_width=6)
     for run in runs:
         table.add_row(Text(run.protocol, style="bold cyan"), *_figures(run), _state(run))
     return table
@@ -76,8 +87,9 @@ def _costs(runs: Sequence[Run]) -> Table:
 def _figures(run: Run) -> list[str]:
     times, sizes = run.phases_s(), run.sizes()
     cells = [console.seconds(times[phase]) if phase in times else "" for phase in (*ONCE, *EACH)]
-    known = run.readings or run.phase == "done"
-    return cells + [console.size(sizes[name]) if known else "" for name in ("evaluation_keys", "input", "output")]
+    cells += [console.size(sizes[name]) if run.readings else "" for name in ("evaluation_keys", "input", "output")]
+    # Without the space before the unit, the table fits 80 columns.
+    return [cell.replace(" ", "") for cell in cells]
 
 
 def _state(run: Run) -> Text:
@@ -85,5 +97,5 @@ def _state(run: Run) -> Text:
         return Text("not installed" if type(run.error).__name__ == "MissingExtra" else "failed", style="red")
     if run.phase == "done":
         whole = run.agreeing() == len(run.readings)
-        return Text(f"{run.agreeing()} of {len(run.readings)}", style="bold green" if whole else "bold red")
+        return Text(f"{run.agreeing()}/{len(run.readings)}", style="bold green" if whole else "bold red")
     return Text(run.phase, style="yellow" if run.phase != "waiting" else "dim")

@@ -56,7 +56,7 @@ def test_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.chdir(tmp_path)
     code, out, err = call(capsys, "demo", "--protocols", "clear", "--n", 3, "--json", "demo.json")
     assert code == 0, err
-    assert "3 of 3" in out and "the server reads everything" in out
+    assert "3/3" in out and "the server reads everything" in out
     document = json.loads(Path("demo.json").read_text())
     _check(document, "clear", 3)
     page = _Page(Path("demo.html").read_text())
@@ -86,7 +86,7 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     words = ["demo", "--protocols", "tfhe,clear", "--n", 2, "--json"]
     code, out, err = call(capsys, *words, tmp_path / "demo.json")
     assert code == 5
-    assert "not installed" in out and "2 of 2" in out
+    assert "not installed" in out and "2/2" in out
     assert "pip install 'secure_infer[tfhe]'" in err
     document = json.loads((tmp_path / "demo.json").read_text())
     _check(document, "clear", 2)
