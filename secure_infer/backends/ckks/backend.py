@@ -10,11 +10,12 @@ import numpy as np
 
 from secure_infer.backends.base import Guarantee, Program, Values, require_supported
 from secure_infer.backends.ckks import run, server, store
-from secure_infer.backends.ckks.clear import ClearEngine
+from secure_infer.backends.ckks.clear import Cipher, ClearEngine
 from secure_infer.backends.ckks.client import CkksClient
 from secure_infer.backends.ckks.half import ClientHalf
 from secure_infer.backends.ckks.lower import Reals, lower
 from secure_infer.backends.ckks.normalize import Normalized, normalize
+from secure_infer.backends.ckks.packing import Layout, packed
 from secure_infer.backends.ckks.parameters import HEADROOM_BITS, choose
 from secure_infer.backends.ckks.plan import Plan, levels, make_plan
 from secure_infer.backends.ckks.primitives import Stopwatch
@@ -30,7 +31,7 @@ _CALIBRATION = 512
 _SLOTS_AT_ONCE = 1 << 18
 _LEAKS = (
     "to the server: sizes, times and the number of inputs",
-    "to the client: outputs, depth, and from the set of rotation keys the kernel sizes and strides of layers, not weights",
+    "to the client: outputs and depth; from the rotation keys also kernel sizes and strides of layers, but no weights",
 )
 _TRUST = (
     "the server follows the protocol: nothing proves that a reply is right",
@@ -59,9 +60,11 @@ class CkksBackend:
         x = _sample(graph, calibration)
         network = normalize(lower(graph), graph.input, x)
         runs = levels(network)
-        parameters = choose(runs[INPUT], options, _savings(network, runs))
+        squares = all(unit.coefficients is None for unit in network.units if unit.name in runs)
+        parameters = choose(runs[INPUT], squares, options, _savings(network, runs))
         plan, layout = make_plan(network, parameters)
-        counts, noise = _predict(plan, network.scale_input(x))
+        counts, variance = _predict(plan, network.scale_input(x))
+        positions, noise = _quietest_copy(plan, layout, variance)
         grid = 2.0 ** np.ceil(np.log2(noise * 2**rounding)) if rounding else 0.0
         body = store.plan_to_bytes(plan)
         model = hashlib.sha256(b"".join(body)).hexdigest()
@@ -69,7 +72,7 @@ class CkksBackend:
         half = ClientHalf(
             model, parameters, tuple(sorted(plan.rotations())), plan.multiplies, graph.input.shape, graph.input.low,
             graph.input.high, network.middle, network.half, plan.input, graph.output_type.shape, last,
-            tuple(int(p) for p in layout.positions), network.output_range, noise, float(grid))
+            positions, network.output_range, noise, float(grid))
         error = (DEVIATIONS * noise + grid / 2) * network.output_range * max(abs(s) for s in graph.output_type.scale)
         guarantee = Guarantee("CKKS (Microsoft SEAL, by TenSEAL)", parameters.security, None, float(error),
                               "a server that follows the protocol and looks at everything it sees", _LEAKS, _TRUST)
@@ -92,8 +95,9 @@ class CkksBackend:
         compiled = run.Program(engine, plan)
         at_once = max(1, _SLOTS_AT_ONCE // plan.parameters.slots)
         values = (np.asarray(x, dtype=np.float64).reshape(len(x), -1) - half.middle) / half.half
-        parts = [_run_clear(engine, compiled, plan, values[i : i + at_once])[0] for i in range(0, len(x), at_once)]
-        slots = np.concatenate(parts) if parts else np.zeros((0, plan.steps[-1].bias.size))
+        parts = [np.concatenate([c.values for c in _run_clear(engine, compiled, plan, values[i : i + at_once])], axis=1)
+                 for i in range(0, len(x), at_once)]
+        slots = np.concatenate(parts) if parts else np.zeros((0, half.output.blocks * half.parameters.slots))
         result = slots[:, list(half.positions)]
         result = np.rint(result / half.grid) * half.grid if half.grid else result
         return np.asarray(result * half.output_range).reshape((-1, *half.output_shape))
@@ -111,7 +115,7 @@ class CkksBackend:
             problems.append(Problem("rounding_bits", f"Expected 0 to 20, got {rounding!r}.", "leave it out for 2."))
         if problems:
             raise UsageError("These options do not fit CKKS.", problems)
-        return rounding
+        return int(rounding)
 
 
 def _sample(graph: Graph, calibration: Integers) -> Reals:
@@ -129,27 +133,34 @@ def _plan(half: bytes) -> tuple[Plan, str]:
     return store.plan_from_bytes(*opened.parts), str(opened.meta.get("model"))
 
 
-def _predict(plan: Plan, values: Reals) -> tuple[dict[str, int], float]:
-    """Operations of one inference, and the greatest standard deviation of an output slot, in slot units."""
+def _predict(plan: Plan, values: Reals) -> tuple[dict[str, int], Reals]:
+    """Operations of one inference, and the variance of each result slot, shape `(blocks, slots)`."""
     engine = ClearEngine(plan.parameters)
     compiled = run.Program(engine, plan)
     n = max(1, _SLOTS_AT_ONCE // plan.parameters.slots)
-    _, variance = _run_clear(engine, compiled, plan, values[:: -(-len(values) // n)])
-    return dict(sorted(engine.counts.items())), float(np.sqrt(variance.max()))
+    outputs = _run_clear(engine, compiled, plan, values[:: -(-len(values) // n)])
+    return dict(sorted(engine.counts.items())), np.stack([c.variance for c in outputs])
 
 
-def _run_clear(engine: ClearEngine, compiled: run.Program[Any, Any], plan: Plan, values: Reals) -> tuple[Reals, Reals]:
-    """Result slots `(n, positions)` and their variance `(positions,)` for normalized inputs `(n, inputs)`."""
-    slots, source, result = plan.parameters.slots, plan.input, plan.steps[-1].result
-    padded = np.zeros((len(values), source.blocks * source.period))
-    padded[:, : values.shape[1]] = values
-    blocks = padded.reshape(len(values), source.blocks, source.period)
-    repeats = slots // source.period
-    inputs = [engine.encrypt(np.tile(blocks[:, b], (1, repeats)), source.level, source.scale)
-              for b in range(source.blocks)]
-    outputs = compiled.run(inputs)
-    return (np.concatenate([c.values[:, : result.period] for c in outputs], axis=1),
-            np.concatenate([c.variance[: result.period] for c in outputs]))
+def _quietest_copy(plan: Plan, layout: Layout, variance: Reals) -> tuple[tuple[int, ...], float]:
+    """Where the client reads the outputs, and their greatest standard deviation.
+
+    A result repeats with its period, but a few slots are noisier than others, so one copy is better than the rest.
+    """
+    slots = plan.parameters.slots
+    block, slot = np.divmod(layout.positions, layout.period)
+    copies = [block * slots + slot + copy * layout.period for copy in range(slots // layout.period)]
+    worst = [variance.reshape(-1)[copy].max() for copy in copies]
+    best = int(np.argmin(worst))
+    return tuple(int(p) for p in copies[best]), float(np.sqrt(worst[best]))
+
+
+def _run_clear(engine: ClearEngine, compiled: run.Program[Any, Any], plan: Plan, values: Reals) -> list[Cipher]:
+    """The result's blocks for normalized inputs `(n, inputs)`."""
+    slots, source = plan.parameters.slots, plan.input
+    blocks = packed(values.shape[1], slots).place(values)
+    inputs = [np.tile(blocks[:, b], (1, slots // source.period)) for b in range(source.blocks)]
+    return compiled.run([engine.encrypt(block, source.level, source.scale) for block in inputs])
 
 
 def _savings(network: Normalized, runs: Mapping[str, int]) -> list[Problem]:

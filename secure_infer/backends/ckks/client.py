@@ -65,8 +65,8 @@ class CkksClient:
         parts = self._reply(replies, key)
         decryptor = self._ring.lib.Decryptor(self._ring.context, secret)
         blocks = [self._decrypt(decryptor, part) for part in parts]
-        slots = np.reshape(blocks, (-1, half.output.blocks, half.parameters.slots))[..., : half.output.period]
-        values = slots.reshape(len(slots), -1)[:, list(half.positions)]
+        slots = np.reshape(blocks, (-1, half.output.blocks * half.parameters.slots))
+        values = slots[:, list(half.positions)]
         if half.grid:
             values = np.rint(values / half.grid) * half.grid
         return np.asarray(values * half.output_range).reshape((-1, *half.output_shape))

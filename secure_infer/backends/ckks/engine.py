@@ -1,4 +1,4 @@
-"""The seam between a plan and whatever does its arithmetic: SEAL on ciphertexts, or numpy on vectors that stand for them.
+"""The seam between a plan and what does its arithmetic: SEAL on ciphertexts, or numpy on vectors that stand for them.
 
 Both engines run the same plan by the same code, so what the clear one shows about packing, levels and scales holds for
 the encrypted run.
@@ -15,8 +15,9 @@ P = TypeVar("P")
 
 
 class Engine(Protocol[C, P]):
-    """Arithmetic on ciphertexts `C` and encoded plaintexts `P`. An operation may reuse its first argument's memory
-    only where it says "in place".
+    """Arithmetic on ciphertexts `C` and encoded plaintexts `P`.
+
+    An operation may reuse its first argument's memory only where it says "in place".
     """
 
     def encode(self, values: Reals, level: int, scale: float) -> P | None:

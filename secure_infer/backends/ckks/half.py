@@ -34,7 +34,7 @@ class ClientHalf:
         input: Level, scale and layout of the ciphertexts sent.
         output_shape: Shape of one output.
         output: Level, scale and layout of the ciphertexts received.
-        positions: Position of each output, shape `(outputs,)`.
+        positions: Where each output is read: `block * slots + slot`.
         output_range: Slots times this are outputs in units of their scale.
         noise: Standard deviation of the error of a slot, at most.
         grid: Slots are rounded to multiples of this; 0 for not at all.

@@ -88,7 +88,7 @@ class Normalized:
 
 @dataclass(frozen=True, eq=False)
 class _Expansion:
-    """How a true source is had from a normalized one: `p[e] = sum of gain[k] v[k] over k with element[k] = e, + constant[e]`.
+    """How a true source is had from squares: `p[e] = constant[e] + sum over element[k] = e of gain[k] v[k]`.
 
     The first entries of `element` are 0 .. n-1; any further ones are second squares.
     """
@@ -151,12 +151,10 @@ def _squares(table: Reals, low: Reals, high: Reals) -> tuple[Indices, Reals, Rea
     Returns:
         For each square the element it reads, what is added and by what the sum is divided; and the expansion.
     """
-    c, b, a = table.T
+    c, b, a = np.ascontiguousarray(table.T)
     middle, half = (low + high) / 2, MARGIN * (high - low) / 2
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        vertex = b / (2 * a)
-        near = (a != 0) & (np.abs(vertex + middle) <= _FAR_VERTEX * half)
-    vertex = np.where(near, vertex, 0.0)
+    near = (a != 0) & (np.abs(b / 2 + a * middle) <= np.abs(a) * _FAR_VERTEX * half)
+    vertex = np.where(near, b, 0.0) / (2 * np.where(near, a, 1.0))
     slope = b + 2 * a * middle
     linear = slope / (2 * half)
     shift = np.where(near, vertex, half - middle)

@@ -1,4 +1,4 @@
-"""Where vectors lie in slots, and a sparse matrix as diagonals with a baby-step giant-step split that a cost model picks.
+"""Where vectors lie in slots; a sparse matrix as diagonals, with a baby-step giant-step split that a cost model picks.
 
 A vector lies in one or more ciphertexts ("blocks") and repeats with a period, a power of two. With rows placed modulo
 `r` and columns repeating with `p`, entry (row, column) belongs to diagonal `(column - row) mod min(r, p)`; if `r < p`
@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from secure_infer.backends.ckks.lower import Indices, Matrix, Reals
+
+Booleans = npt.NDArray[np.bool_]
 
 _SPARSE = 0.25
 _MOST_PER_ROW = 512
@@ -146,7 +150,7 @@ class Diagonals:
     def vectors(self) -> Iterator[Reals]:
         """The vector of each diagonal, in the order of `keys`, one period long."""
         start, slot, value = self._entries
-        for first, last in zip(start[:-1], start[1:], strict=True):
+        for first, last in pairwise(start):
             vector = np.zeros(self.period)
             vector[slot[first:last]] = value[first:last]
             yield vector
@@ -290,7 +294,7 @@ def _row_entries(terms: Sequence[Term], columns: Sequence[Indices]) -> Indices:
                            for i, c in enumerate(columns)])
 
 
-def _place_row(entries: Indices, tables: Sequence[np.ndarray], free: np.ndarray) -> int | None:
+def _place_row(entries: Indices, tables: Sequence[Booleans], free: Booleans) -> int | None:
     """The free position at which a row needs the fewest new diagonals."""
     if not len(entries):
         return int(np.flatnonzero(free)[-1])

@@ -1,9 +1,15 @@
 """Picks ring dimension and primes for a depth, inside our own table of secure sizes; refuses at compile time.
 
 The chain is `q0, q1 ... qD` and the special prime. A ciphertext of level `l` holds `q0 .. ql`; a rescale drops `ql`.
-`q1 .. qD` have `scale_bits` bits. `q0` holds the output: its scale, the last plaintext's scale (which is never divided
-out) and headroom for outputs beyond their calibrated range. The special prime is the largest, since the noise of a key
-switch grows with `q0 / special`.
+`q0` holds the output: its scale, the last plaintext's scale (which is never divided out) and headroom for outputs
+beyond their calibrated range. The special prime is the largest, since the noise of a key switch grows with
+`q0 / special`.
+
+`q1 .. qD` have `scale_bits` bits on average. In a network of squares, odd levels are dropped by squares and even ones
+by matrices. A matrix gets by with a smaller prime, as only the rounding of its weights depends on it, so four bits go
+from even levels to odd ones: a square then reads values of a scale two bits larger, which is where most noise arises.
+Two more go from the first matrix to the last square, which makes its scale smaller and leaves more of `q0` to the last
+weights.
 """
 
 from __future__ import annotations
@@ -23,13 +29,16 @@ MAX_BITS: Mapping[int, Mapping[int, int]] = {
 
 Source: Homomorphic Encryption Security Standard, HomomorphicEncryption.org, 2018, table 1.
 """
-HEADROOM_BITS = 4
-"""An output may exceed its calibrated range by this factor of two before it wraps."""
+HEADROOM_BITS = 3
+"""An output may exceed its calibrated range by this power of two before it wraps."""
 SCALE_BITS = range(26, 32)
 """Scales that are chosen automatically; below, noise takes over."""
 _LARGEST_PRIME = 60
 _FIRST_PRIME = 58
 _LEAST_LAST_SCALE = 12
+_GAP = 2
+_SHIFTED = 4
+_SHIFTED_AT_ENDS = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class Parameters:
         poly_modulus_degree: Ring dimension N; there are N / 2 slots.
         primes: `q0 .. qD`.
         special: The special prime.
-        scale_bits: Bits of the scale of normalized values.
+        scale_bits: Bits of the scale of inputs and of what polynomials make.
+        affine_bits: Bits of the scale of what polynomials read.
         security: Bits of security that the table gives.
     """
 
@@ -48,6 +58,7 @@ class Parameters:
     primes: tuple[int, ...]
     special: int
     scale_bits: int
+    affine_bits: int
     security: int
 
     @property
@@ -67,20 +78,26 @@ class Parameters:
 
     @property
     def scale(self) -> float:
-        """Scale of normalized values."""
+        """Scale of inputs and of what polynomials make."""
         return 2.0**self.scale_bits
 
     @property
-    def last_scale(self) -> float:
-        """Scale of the plaintexts of the last affine map, which is not divided out."""
-        return float(2 ** (self.primes[0].bit_length() - 1 - self.scale_bits - HEADROOM_BITS))
+    def affine_scale(self) -> float:
+        """Scale of what polynomials read."""
+        return 2.0**self.affine_bits
+
+    @property
+    def output_scale(self) -> float:
+        """Scale of the result: all of the first prime but a sign and the headroom."""
+        return 2.0 ** (self.primes[0].bit_length() - 1 - HEADROOM_BITS)
 
 
-def choose(depth: int, options: Mapping[str, Any], savings: Sequence[Problem] = ()) -> Parameters:
+def choose(depth: int, squares: bool, options: Mapping[str, Any], savings: Sequence[Problem] = ()) -> Parameters:
     """The smallest secure ring that holds `depth` levels, with the largest scale that fits.
 
     Args:
         depth: Rescales on the longest path.
+        squares: Whether all polynomials are plain squares.
         options: `poly_modulus_degree`, `scale_bits` and `security`, all optional.
         savings: Where the network could save a level, for the error.
 
@@ -94,10 +111,11 @@ def choose(depth: int, options: Mapping[str, Any], savings: Sequence[Problem] = 
     scales = [options["scale_bits"]] if "scale_bits" in options else list(SCALE_BITS)[::-1]
     for degree in degrees:
         for scale_bits in scales:
-            sizes = _sizes(depth, scale_bits, MAX_BITS[security][degree], exact="scale_bits" in options)
-            if sizes:
-                *data, special = primes(degree, sizes)
-                return Parameters(degree, tuple(data), special, scale_bits, security)
+            sizes = _sizes(depth, squares, scale_bits, MAX_BITS[security][degree], exact="scale_bits" in options)
+            *data, special = primes(degree, sizes) or [0]
+            if special:
+                affine_bits = scale_bits + (_SHIFTED // 2 if squares else 0)
+                return Parameters(degree, tuple(data), special, scale_bits, affine_bits, security)
     degree, limit = degrees[-1], MAX_BITS[security][degrees[-1]]
     raise ParametersError(f"No {security}-bit secure parameters hold {depth} levels.", [
         Problem("depth", f"The network spends {depth} levels of at least {min(scales)} bits; N = {degree} allows "
@@ -105,16 +123,20 @@ def choose(depth: int, options: Mapping[str, Any], savings: Sequence[Problem] = 
         *savings])
 
 
-def _sizes(depth: int, scale_bits: int, limit: int, exact: bool) -> list[int] | None:
-    """Bits of `q0, q1 .. qD, special`, or None if the last plaintext's scale would be too small."""
+def _sizes(depth: int, squares: bool, scale_bits: int, limit: int, exact: bool) -> list[int]:
+    """Bits of `q0, q1 .. qD, special`; empty if the last plaintext's scale would be too small."""
     rest = limit - depth * scale_bits
-    first = min(_FIRST_PRIME, (rest - 2) // 2)
+    first = min(_FIRST_PRIME, (rest - _GAP) // 2)
     special = min(_LARGEST_PRIME, rest - first)
     last_scale = first - 1 - scale_bits - HEADROOM_BITS
-    enough = _LEAST_LAST_SCALE if exact else scale_bits - 10
-    if last_scale < enough:
-        return None
-    return [first, *[scale_bits] * depth, special]
+    if last_scale < (_LEAST_LAST_SCALE if exact else scale_bits - 9):
+        return []
+    levels = [scale_bits] * depth
+    if squares and depth:
+        levels = [scale_bits + (-_SHIFTED if level % 2 else _SHIFTED) for level in range(depth)]
+        levels[0] += _SHIFTED_AT_ENDS
+        levels[-1] -= _SHIFTED_AT_ENDS
+    return [first, *levels, special]
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -155,15 +177,18 @@ def verify(parameters: Parameters) -> None:
 
 
 def primes(degree: int, bits: Sequence[int]) -> list[int]:
-    """Distinct primes of the given sizes, each congruent to 1 modulo 2 * degree, the largest ones first."""
+    """Distinct primes of the given sizes, each congruent to 1 modulo 2 * degree, the largest ones first.
+
+    Returns:
+        An empty list if there are not enough.
+    """
     found: list[int] = []
     for size in bits:
         candidate = ((1 << size) - 1) // (2 * degree) * (2 * degree) + 1
-        while candidate in found or candidate.bit_length() > size or not is_prime(candidate):
+        while candidate in found or candidate >> size or not is_prime(candidate):
             candidate -= 2 * degree
-        if candidate.bit_length() < size:
-            raise ParametersError(f"There are not enough primes of {size} bits for N = {degree}.", [
-                Problem("scale_bits", f"{size}-bit primes ran out.", "raise scale_bits.")])
+            if candidate.bit_length() < size:
+                return []
         found.append(candidate)
     return found
 

@@ -161,10 +161,10 @@ def make_step(name: str, terms: tuple[Term, ...], bias: Reals, level: int, power
     """A step from what does not follow from the rest: scales, later levels and diagonals do."""
     blocks, period = bias.shape
     if power == 1:
-        affine = Vector(0, parameters.scale * parameters.last_scale, period, blocks)
+        affine = Vector(0, parameters.output_scale, period, blocks)
         result = affine
     else:
-        affine = Vector(level - 1, parameters.scale, period, blocks)
+        affine = Vector(level - 1, parameters.affine_scale, period, blocks)
         result = _activated(affine, power, coefficients is None, parameters)
     diagonals = diagonalize(terms, period, blocks, split, Costs(level + 1))
     return Step(name, terms, bias, level, affine, power, coefficients, result, diagonals)
@@ -175,7 +175,7 @@ def _activated(affine: Vector, power: int, square: bool, parameters: Parameters)
         scale = affine.scale**2 / parameters.primes[affine.level]
         return Vector(affine.level - 1, scale, affine.period, affine.blocks)
     spent = int(np.ceil(np.log2(power + 1)))
-    return Vector(affine.level - spent, affine.scale, affine.period, affine.blocks)
+    return Vector(affine.level - spent, parameters.scale, affine.period, affine.blocks)
 
 
 def _nothing(rows: int, columns: int) -> Matrix:

@@ -45,7 +45,7 @@ class Stopwatch:
 
     def _prepared(self, operation: str, level: int) -> Callable[[], Handle]:
         engine, half = self._engine, self._half
-        scale = min(half.parameters.scale, half.parameters.last_scale)
+        scale = 2.0**20
         values = np.linspace(-1, 1, half.parameters.slots)
         plaintext = self._ring.encode(values, level, scale)
         c, other = self._ring.lib.Ciphertext(), self._ring.lib.Ciphertext()

@@ -13,6 +13,7 @@ from secure_infer.backends.ckks.plan import Plan, Step, Vector
 from secure_infer.backends.ckks.polynomial import Tree
 from secure_infer.graph import INPUT
 
+
 @dataclass(frozen=True)
 class _Product(Generic[P]):
     """One diagonal: rotate block `block` of term `term` by `baby`, multiply by `plaintext`."""

@@ -36,7 +36,7 @@ def library() -> Any:
         MissingExtra: It is not installed.
     """
     try:
-        import tenseal.sealapi as sealapi
+        from tenseal import sealapi
     except ImportError as error:
         raise missing_extra("ckks", "ckks", "tenseal") from error
     return sealapi

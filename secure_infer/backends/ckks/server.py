@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 
 from secure_infer.backends.ckks.client import EVALUATION, INPUT_MESSAGE, OUTPUT_MESSAGE, other_model
 from secure_infer.backends.ckks.plan import Plan
@@ -75,7 +76,7 @@ class CkksServer:
             parts = [dump(c) for c in outputs]
             times.append(time.perf_counter())
         log.debug("keys %.4f s, inputs %.4f s, evaluation %.4f s, outputs %.4f s",
-                  *(b - a for a, b in zip(times, times[1:], strict=False)))
+                  *(b - a for a, b in pairwise(times)))
         meta = {"model": self._model, "key": keys.name, "count": len(inputs)}
         return frame.pack(OUTPUT_MESSAGE, parts, meta)
 

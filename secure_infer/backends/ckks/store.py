@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -21,7 +22,7 @@ SCHEMA = 1
 
 def plan_to_bytes(plan: Plan) -> tuple[bytes, bytes]:
     """The plan as JSON (structure) and safetensors (weights in position order)."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
     steps = []
     for i, step in enumerate(plan.steps):
         arrays[f"{i}.bias"] = np.ascontiguousarray(step.bias)
@@ -67,7 +68,7 @@ def parameters_from(data: Mapping[str, Any]) -> Parameters:
     return Parameters(**{**data, "primes": tuple(data["primes"])})
 
 
-def _step(i: int, data: Mapping[str, Any], arrays: dict[str, np.ndarray], parameters: Parameters) -> Step:
+def _step(i: int, data: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], parameters: Parameters) -> Step:
     terms = tuple(
         Term(source, period, arrays.pop(f"{i}.{j}.rows").astype(np.int64), arrays.pop(f"{i}.{j}.cols").astype(np.int64),
              arrays.pop(f"{i}.{j}.values"))
