@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from secure_infer.backends.base import Guarantee, Program, require_supported
 from secure_infer.backends.mpc.client import PARTIES, ClientHalf, MpcClient
-from secure_infer.backends.mpc.plan import DEALER, FIRST_PARTY, Plan, cost, plan
+from secure_infer.backends.mpc.cost import cost
+from secure_infer.backends.mpc.plan import DEALER, FIRST_PARTY, Plan, plan
 from secure_infer.errors import BundleError, Problem, UnsupportedNetwork, UsageError, missing_extra
 from secure_infer.graph import OPS, Polynomial, interpret, store
 from secure_infer.graph.graph import Graph
@@ -176,6 +177,7 @@ def _guarantee(provider: str) -> Guarantee:
     dealt = provider == DEALER
     trust = (
         "party 0, party 1 and the dealer do not collude: any two of them together can read the input",
+        "servers() starts all three on one machine, for trials: whoever runs that machine holds both shares",
         "no party deviates from the protocol: there are no checks against an active adversary",
         "research grade: CrypTen is dormant and not audited, and this use of it has had no outside review",
     )

@@ -23,11 +23,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from secure_infer.backends.mpc.messages import HEADER_BYTES
 from secure_infer.errors import Problem, ProtocolError
 from secure_infer.graph.ops import Integers
 
 HOST = "127.0.0.1"
-HEADER_BYTES = 8
 _SMALL = 1 << 15  # what any socket buffer takes in at once
 _LONGEST_UNSIZED = 1 << 22
 

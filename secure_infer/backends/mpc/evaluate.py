@@ -111,7 +111,8 @@ class Evaluator:
             result = self._protocols.product(step.name, {"map": WEIGHTED}, below, (len(x), *step.shape))
         if self._graph is None:
             return result
-        return result + channelwise(np.atleast_2d(cast(Lookup, self._op(step)).table)[:, -1:], step.shape)[0]
+        last = np.atleast_2d(cast(Lookup, self._op(step)).table)[:, -1:]
+        return np.asarray(result + channelwise(last, step.shape)[0])
 
     def _maximum(self, step: Step, x: Integers) -> Integers:
         kernel, stride, padding = _window(step.parameters)

@@ -22,7 +22,7 @@ def bilinear(spec: Mapping[str, Any], x: Integers, w: Integers) -> Integers:
     """Apply a bilinear map modulo 2^64.
 
     Args:
-        spec: `{"map": "linear"}`, `{"map": "weighted"}` or `{"map": "conv", "stride", "padding", "dilation", "groups"}`.
+        spec: `{"map": "linear" | "weighted"}`, or `{"map": "conv", "stride", "padding", "dilation", "groups"}`.
         x: int64, shape `(n, in)`, `(n, channels, height, width)` or, for a weighted sum, `(n, terms, *shape)`.
         w: int64, shape `(out, in)`, `(out, channels / groups, height, width)` or `(terms, channels | 1, 1, ...)`.
 

@@ -13,6 +13,10 @@ from secure_infer.graph.ops import Integers, Shape
 from secure_infer.wire import frame
 
 QUERY, REPLY = "mpc-share", "mpc-reply"
+HEADER_BYTES = 8
+"""What precedes a message between two parties: its length."""
+HANDSHAKE_BYTES = 64
+"""What both parties send first in a run: the query's session, and a digest of the batch's shape."""
 _NAME_DIGITS = 32
 
 

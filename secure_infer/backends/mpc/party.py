@@ -6,7 +6,7 @@ endian). Whatever a library prints goes to standard error. The process ends when
     start    {role, peers, timeout, provider, threads}; key, certificate, peers' certificates   ->  {port}
     connect  {ports}                                                                            ->  {}
     load     {}; plan [, graph.json, weights.safetensors at party 0]                            ->  {}
-    run      {}; a share                                                ->  {rounds, bytes_sent, seconds}; a share
+    run      {}; a share                                   ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
     measure  {}                                                         ->  {primitive: seconds}
 """
 
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from secure_infer.backends.mpc import messages
 from secure_infer.backends.mpc.channel import Channel, Gate, Identity, lost
 from secure_infer.backends.mpc.dealer import Dealer, serve
-from secure_infer.backends.mpc.messages import QUERY, REPLY, Share
-from secure_infer.backends.mpc.plan import FIRST_PARTY, HANDSHAKE_BYTES, Plan
+from secure_infer.backends.mpc.messages import HANDSHAKE_BYTES, HEADER_BYTES, QUERY, REPLY, Share
+from secure_infer.backends.mpc.plan import FIRST_PARTY, Plan
 from secure_infer.backends.mpc.randomness import KEY_BYTES, Stream, fresh_key, install
 from secure_infer.errors import Problem, ProtocolError, SecureInferError
 from secure_infer.graph import store
@@ -89,7 +89,8 @@ class Party:
         plan = self._evaluator.plan
         share = messages.unpack(command.parts[0], QUERY, plan.model, self._rank, plan.input_shape)
         self._meet(share)
-        started, rounds, sent = time.perf_counter(), self._peer.rounds - 1, self._peer.bytes_sent - 8 - HANDSHAKE_BYTES
+        started, burnt = time.perf_counter(), time.process_time()
+        rounds, sent = self._peer.rounds - 1, self._peer.bytes_sent - HEADER_BYTES - HANDSHAKE_BYTES
         try:
             result = self._evaluate(share.values)
         except Exception:
@@ -97,7 +98,7 @@ class Party:
             self.close()
             raise
         statistics = {"rounds": self._peer.rounds - rounds, "bytes_sent": self._peer.bytes_sent - sent,
-                      "seconds": time.perf_counter() - started}
+                      "seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - burnt}
         return statistics, [Share(share.model, share.session, self._rank, result).pack(REPLY)]
 
     def _evaluate(self, share: Integers) -> Integers:

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from secure_infer import errors
 from secure_infer.backends.mpc.channel import Identity, new_identity
@@ -41,22 +41,24 @@ class Worker:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "secure_infer.backends.mpc.party"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._errors, env=environment, start_new_session=True)
-        self._commands, self._answers = self.process.stdin, self.process.stdout
+            [sys.executable, "-m", "secure_infer.backends.mpc.party"], bufsize=0, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self._errors, env=environment, start_new_session=True)
+        self._commands, self._answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
+        os.set_blocking(self._commands.fileno(), False)
 
-    def send(self, verb: str, meta: Mapping[str, Any] | None = None, parts: Sequence[bytes] = ()) -> None:
+    def send(self, verb: str, meta: Mapping[str, Any] | None = None, parts: Sequence[bytes] = (),
+             seconds: float = _START_SECONDS) -> None:
         """Send a command.
 
         Raises:
-            ProtocolError: The process is gone.
+            ProtocolError: The process is gone, or does not take the command in time.
         """
         data = frame.pack(COMMAND, parts, {"verb": verb, **(meta or {})})
+        view, deadline = memoryview(struct.pack("<Q", len(data)) + data), time.monotonic() + seconds
         try:
-            if self._commands is None:
-                raise BrokenPipeError
-            self._commands.write(struct.pack("<Q", len(data)) + data)
-            self._commands.flush()
+            while view:
+                self._wait(self._commands, select.POLLOUT, deadline)
+                view = view[os.write(self._commands.fileno(), view) :]
         except (OSError, ValueError) as error:
             raise self._gone() from error
 
@@ -81,25 +83,30 @@ class Worker:
             self.process.kill()
         self.process.wait()
         for pipe in (self._commands, self._answers, self._errors):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            with contextlib.suppress(OSError):
+                pipe.close()
 
     def _read(self, count: int, deadline: float) -> bytes:
-        pieces, pipe = [], self._answers
-        while count and pipe is not None and not pipe.closed:
-            ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise ProtocolError(f"The {self.name} does not answer.", [
-                    Problem(self.name, "It took longer than its time limit.", "compile with a longer timeout.")])
-            piece = os.read(pipe.fileno(), min(count, 1 << 20))
-            if not piece:
-                break
-            pieces.append(piece)
-            count -= len(piece)
-        if count:
-            raise self._gone()
+        pieces = []
+        try:
+            while count:
+                self._wait(self._answers, select.POLLIN, deadline)
+                piece = os.read(self._answers.fileno(), min(count, 1 << 20))
+                if not piece:
+                    raise self._gone()
+                pieces.append(piece)
+                count -= len(piece)
+        except (OSError, ValueError) as error:
+            raise self._gone() from error
         return b"".join(pieces)
+
+    def _wait(self, pipe: IO[bytes], event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
+        if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+            self.process.kill()  # a late answer must not be taken for the answer to a later command
+            raise ProtocolError(f"The {self.name} does not answer.", [
+                Problem(self.name, "It took longer than its time limit.", "compile with a longer timeout.")])
 
     def _gone(self) -> ProtocolError:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -217,7 +224,7 @@ class PartyRole:
     """One server party, as the caller sees it.
 
     Attributes:
-        statistics: Of the last run: rounds, bytes_sent (to the other party), seconds.
+        statistics: Of the last run: rounds, bytes_sent (to the other party), seconds, cpu_seconds (of the process).
     """
 
     def __init__(self, session: Session, party: int) -> None:
