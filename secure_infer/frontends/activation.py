@@ -64,10 +64,9 @@ def _curved(ctx: Context, node: fx.Node, layer: Any) -> Value:
 @handles("PolynomialLayer")
 def _polynomial(ctx: Context, node: fx.Node, layer: Any) -> Value:
     x = ctx.value(node)
-    if ctx.protocol == "tfhe":
-        return _tabulate(ctx, node, _function(layer))
     assert isinstance(layer, PolynomialLayer)
-    return polynomial(ctx, node, x, to_numpy(layer.polynomial()))
+    exact = None if ctx.protocol == "tfhe" else polynomial(ctx, node, x, to_numpy(layer.polynomial()))
+    return exact or _tabulate(ctx, node, _function(layer))
 
 
 @handles("SignLayer")

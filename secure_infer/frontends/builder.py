@@ -50,7 +50,7 @@ class Builder:
         self._unrounded: dict[str, Reals] = {}
 
     def add(self, label: str, op: Op, *inputs: str, unrounded: Reals | None = None) -> str:
-        """Append a node and return its name; `unrounded` are a product's weights before rounding, in its units."""
+        """Append a node and return its name; `unrounded` are a product's weights, in its units."""
         base = re.sub(r"\W+", "_", label).strip("_") or "node"
         name, number = base, 1
         while name in self.types:

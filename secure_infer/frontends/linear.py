@@ -16,10 +16,12 @@ from secure_infer.frontends.builder import Value
 from secure_infer.frontends.context import Context, IntegerWeight, data_inputs, handles, to_numpy
 from secure_infer.frontends.quantize import Reals, quantize_weight
 from secure_infer.graph import Add, Conv2d, Linear
+from secure_infer.graph.interpret import windows
 from secure_infer.graph.ops import Integers, Pair, TypeProblem
 
 _LOG = logging.getLogger(__name__)
 _WIDE = 36
+_PATCHES = 20_000
 _EXACT = 1e-9
 
 
@@ -71,6 +73,17 @@ class _Product:
             return Linear(weight, bias, scales)
         return Conv2d(weight, bias, scales, self.stride, self.padding, self.dilation, self.groups)
 
+    def columns(self, x: Reals, weight: Reals) -> Reals:
+        """What the rows of the weights are multiplied with, shape `(groups, samples, in)`."""
+        if weight.ndim == 2:
+            return x[None]
+        kernel = (weight.shape[2], weight.shape[3])
+        pixels = x.shape[2] * x.shape[3]
+        view = windows(x[: max(1, _PATCHES // pixels)], kernel, self.stride, self.padding, self.dilation)
+        n, channels, height, width = view.shape[:4]
+        grouped = view.reshape(n, self.groups, channels // self.groups, height, width, *kernel)
+        return grouped.transpose(1, 0, 3, 4, 2, 5, 6).reshape(self.groups, n * height * width, -1)
+
 
 def _multiply(ctx: Context, node: fx.Node, layer: Any, x: Value, form: _Product, weights: _Weights) -> Value:
     """The product of a value with weights; scales of input channels are folded into the weights."""
@@ -83,18 +96,37 @@ def _multiply(ctx: Context, node: fx.Node, layer: Any, x: Value, form: _Product,
     gain = x.scale / unit
     if weights.integers is None:
         unrounded = weights.real * _expand(gain, weights.real, form.groups)
-        integers, scale = quantize_weight(unrounded, ctx.precision.weights)
+        reals = ctx.real(data_inputs(node, ctx.values)[0])
+        columns = form.columns(_in_units(reals, x, gain), unrounded)
+        integers, scale = _quantize(unrounded, columns, ctx.precision.weights)
     else:
         if not np.allclose(gain, gain[0], rtol=_EXACT, atol=0):
             raise TypeProblem("Its input has one scale a channel, its weights are integers already.",
                               "put a quantizer or a Sign between the batch-norm and this layer.")
-        integers, scale = weights.integers, weights.scale * gain[0]
-        unrounded = integers * scale.reshape((-1,) + (1,) * (integers.ndim - 1))
-    rows = scale.reshape((-1,) + (1,) * (integers.ndim - 1))
-    name = builder.add(label, form.op(integers, scale), x.name, unrounded=unrounded / rows)
+        integers, scale = weights.integers, np.broadcast_to(weights.scale * gain[0], len(weights.integers))
+    name = builder.add(label, form.op(integers, scale), x.name, unrounded=integers.astype(np.float64))
     offset = (weights.real * _expand(x.offset, weights.real, form.groups)).reshape(len(integers), -1).sum(axis=1)
     offset = offset + _bias(layer, unit * scale, len(integers))
+    if weights.integers is None:
+        # The mean of what rounding does to the outputs is known, and belongs to the offset.
+        rows = scale.reshape((-1,) + (1,) * (integers.ndim - 1))
+        lost = (unrounded - integers * rows).reshape(form.groups, len(integers) // form.groups, -1)
+        offset = offset + np.einsum("gok,gk->go", lost, columns.mean(axis=1)).reshape(-1)
     return Value(name, unit * scale, offset)
+
+
+def _in_units(reals: Reals, x: Value, gain: Reals) -> Reals:
+    """Calibration values of an input, without offset and gains: its integers times the unit of its type."""
+    trailing = (-1,) + (1,) * (reals.ndim - 2)
+    safe = np.where(gain == 0, np.inf, gain).reshape(trailing)
+    return np.asarray((reals - x.offset.reshape(trailing)) / safe)
+
+
+def _quantize(weight: Reals, columns: Reals, bits: int) -> tuple[Integers, Reals]:
+    """Integers and scales of weights `(out, ...)`, group by group."""
+    groups = np.split(weight.reshape(len(weight), -1), len(columns))
+    parts = [quantize_weight(rows, bits, inputs) for rows, inputs in zip(groups, columns, strict=True)]
+    return np.concatenate([q for q, _ in parts]).reshape(weight.shape), np.concatenate([s for _, s in parts])
 
 
 def _bias(layer: Any, scale: Reals, outputs: int) -> Reals:
@@ -244,7 +276,7 @@ def _common_scale(ctx: Context, a: Value, b: Value, label: str) -> tuple[Value, 
     return left, right, (gain if a is kept else 1, gain if b is kept else 1)
 
 
-_STEPS = {"tfhe": 8, "mpc": 64, "clear": 64, "ckks": 1024}
+_STEPS = {"tfhe": 16, "mpc": 64, "clear": 64, "ckks": 1024}
 
 
 def _grain(ctx: Context, value: Value) -> float:

@@ -8,18 +8,19 @@ import numpy as np
 from torch import fx
 
 from secure_infer.frontends.builder import Value
-from secure_infer.frontends.context import Context
+from secure_infer.frontends.context import Context, data_inputs
 from secure_infer.frontends.quantize import Reals
 from secure_infer.graph import Polynomial
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.ops import ACCUMULATOR_BITS, TypeProblem
 
 _BUDGET = 60
 _LEADING = 14
 _TYPICAL = 14
 _WIDEST = 32
+_DIGITS = 128
 
 
-def polynomial(ctx: Context, node: fx.Node, x: Value, coefficients: Reals) -> Value:
+def polynomial(ctx: Context, node: fx.Node, x: Value, coefficients: Reals) -> Value | None:
     """Export a polynomial of the reals that `x` stands for.
 
     The input is first shifted to so few bits that its highest power leaves room for the leading coefficient. The
@@ -30,6 +31,12 @@ def polynomial(ctx: Context, node: fx.Node, x: Value, coefficients: Reals) -> Va
         node: The activation.
         x: Its input.
         coefficients: Of 1, x, x^2, ..., shape `(channels | 1, degree + 1)`.
+
+    Returns:
+        The result; None where rounding is real (not CKKS) and would leave too little of the input.
+
+    Raises:
+        TypeProblem: 62 bits can't hold the worst case with enough precision for the typical one.
     """
     builder, label = ctx.builder, node.name
     degree = coefficients.shape[1] - 1
@@ -37,14 +44,21 @@ def polynomial(ctx: Context, node: fx.Node, x: Value, coefficients: Reals) -> Va
     x = builder.shifted(x, max(2, (_BUDGET - _LEADING) // degree), label)
     kind = builder.types[x.name]
     rows = _compose(coefficients, x.scale, x.offset)
-    peak = max(abs(kind.low), abs(kind.high), 1)
-    powers = np.array([float(peak) ** d for d in range(degree + 1)])
+    reach = max(abs(kind.low), abs(kind.high), 1)
+    powers = np.array([float(reach) ** d for d in range(degree + 1)])
     worst = float((np.abs(rows) * powers).sum(axis=1).max()) or 1.0
     typical = float(np.abs(ctx.real(node)).max(initial=0.0)) or worst
     bits = min(_WIDEST, max(16, _TYPICAL + math.ceil(math.log2(max(1.0, worst / typical)))))
     shift = _BUDGET - bits
     scale = worst / 2.0**bits
-    integers = _round(rows / scale * 2.0**shift)
+    peak = _peak(ctx, node, x)
+    if ctx.protocol != "ckks" and peak < _DIGITS:
+        return None
+    if typical / scale * 2.0**shift < _DIGITS * max(1.0, peak**degree):
+        raise TypeProblem(f"Its worst-case input lies so far above the calibrated one that {ACCUMULATOR_BITS} bits "
+                          f"leave no precision for degree {degree}.",
+                          "use a lower degree, fewer activations, or smaller layers before it.")
+    integers = np.asarray(np.rint(rows / scale * 2.0**shift), dtype=np.int64)
     name = builder.add(label, Polynomial(integers[0] if len(integers) == 1 else integers, shift, (scale,)), x.name)
     return Value(name, np.array([scale]), np.zeros(1))
 
@@ -63,5 +77,9 @@ def _compose(coefficients: Reals, scale: Reals, offset: Reals) -> Reals:
     return result
 
 
-def _round(values: Reals) -> Integers:
-    return np.asarray(np.rint(values), dtype=np.int64)
+def _peak(ctx: Context, node: fx.Node, x: Value) -> float:
+    """Greatest magnitude of the integers `x` on the calibration data."""
+    reals = ctx.real(data_inputs(node, ctx.values)[0])
+    trailing = (-1,) + (1,) * (reals.ndim - 2)
+    scale = np.where(x.scale == 0, np.inf, np.abs(x.scale)).reshape(trailing)
+    return float((np.abs(reals - x.offset.reshape(trailing)) / scale).max(initial=0.0))

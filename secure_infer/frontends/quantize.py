@@ -15,6 +15,8 @@ Reals: TypeAlias = npt.NDArray[np.float64]
 RealFunction: TypeAlias = Callable[[Reals], Reals]
 
 _SAMPLES = 100_000
+_COARSE = 8
+_WIDEST = 1200
 
 
 @dataclass(frozen=True)
@@ -58,29 +60,49 @@ def activation_grid(values: Reals, bits: int) -> Grid:
     return grid
 
 
-def quantize_weight(weight: Reals, bits: int) -> tuple[Integers, Reals]:
+def quantize_weight(weight: Reals, bits: int, inputs: Reals | None = None) -> tuple[Integers, Reals]:
     """Symmetric integers with a scale for each output, chosen for the least squared error.
 
     Args:
-        weight: Shape `(out, ...)`.
+        weight: Shape `(out, in)`.
         bits: Bits of a weight, sign included; 1 means +1 and -1.
+        inputs: Typical inputs, shape `(n, in)`; with them, the error of the outputs is kept small, not that of the
+            weights alone.
 
     Returns:
         Integers of the same shape, and scales of shape `(out,)`.
     """
-    rows = weight.reshape(len(weight), -1)
     if bits == 1:
-        scale = np.abs(rows).mean(axis=1)
+        scale = np.abs(weight).mean(axis=1)
         return np.where(weight >= 0, 1, -1).astype(np.int64), np.where(scale > 0, scale, 1.0)
     top = (1 << (bits - 1)) - 1
-    peak = np.abs(rows).max(axis=1, initial=0.0)
+    peak = np.abs(weight).max(axis=1, initial=0.0)
     peak = np.where(peak > 0, peak, top)
-    shares = np.linspace(1.0, 0.35, 27) if bits <= 8 else np.ones(1)
+    shares = np.linspace(1.0, 0.35, 27) if bits <= _COARSE else np.ones(1)
     scales = shares[:, None] * peak / top
-    errors = [np.square(np.clip(np.rint(rows / s[:, None]), -top, top) * s[:, None] - rows).sum(axis=1) for s in scales]
-    scale = scales[np.argmin(errors, axis=0), np.arange(len(rows))]
-    integers = np.clip(np.rint(rows / scale[:, None]), -top, top).astype(np.int64)
-    return integers.reshape(weight.shape), scale
+    errors = [np.square(_rounded(weight, s, top) * s[:, None] - weight).sum(axis=1) for s in scales]
+    scale = scales[np.argmin(errors, axis=0), np.arange(len(weight))]
+    if inputs is None or bits > _COARSE or weight.shape[1] > _WIDEST:
+        return _rounded(weight, scale, top), scale
+    return _compensated(weight, scale, top, inputs), scale
+
+
+def _rounded(weight: Reals, scale: Reals, top: int) -> Integers:
+    return np.asarray(np.clip(np.rint(weight / scale[:, None]), -top, top), dtype=np.int64)
+
+
+def _compensated(weight: Reals, scale: Reals, top: int, inputs: Reals) -> Integers:
+    """Round column by column, each error made up for by the columns to come (GPTQ, Frantar et al., ICLR 2023)."""
+    centered = inputs - inputs.mean(axis=0)
+    moment = centered.T @ centered / len(inputs)
+    damping = 0.01 * float(np.trace(moment)) / len(moment) + 1e-12
+    factor = np.linalg.cholesky(np.linalg.inv(moment + damping * np.eye(len(moment)))).T
+    rest, result = weight.copy(), np.zeros(weight.shape, dtype=np.int64)
+    for column in range(weight.shape[1]):
+        result[:, column] = _rounded(rest[:, column, None], scale, top)[:, 0]
+        error = (rest[:, column] - result[:, column] * scale) / factor[column, column]
+        rest[:, column + 1:] -= np.outer(error, factor[column, column + 1:])
+    return result
 
 
 def thresholds(level: RealFunction, grid: Grid, scale: Reals, offset: Reals, low: int, high: int) -> Integers:
