@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,8 +109,7 @@ class InProcess:
 
     def _cpu_seconds(self) -> float:
         """CPU of this process and of the parties' own processes, where they have such."""
-        own = os.times()
-        return own.user + own.system + sum(getattr(party, "cpu_seconds", float)() for party in self._parties)
+        return time.process_time() + sum(getattr(party, "cpu_seconds", float)() for party in self._parties)
 
     def _statistics(self) -> dict[str, Any]:
         merged: dict[str, Any] = {}

@@ -230,7 +230,12 @@ class PartyRole:
     def __init__(self, session: Session, party: int) -> None:
         self._session, self._party = session, party
         self._lock = threading.Lock()
+        self._cpu_seconds = 0.0
         self.statistics: dict[str, float] = {}
+
+    def cpu_seconds(self) -> float:
+        """CPU that all runs so far have taken in this party's process."""
+        return self._cpu_seconds
 
     def run(self, message: bytes, evaluation: bytes) -> bytes:
         """The reply to a share. Call it for both parties at the same time, each in a thread of its own.
@@ -243,6 +248,7 @@ class PartyRole:
         with self._lock:
             answer = self._session.run(self._party, message)
         self.statistics = dict(answer.meta)
+        self._cpu_seconds += self.statistics["cpu_seconds"]
         return answer.parts[0]
 
     def close(self) -> None:
