@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+SEQUENTIAL = frozenset({"rounds"})
+"""Primitives that wait for one another, whatever the number of cores."""
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -14,12 +17,14 @@ class Floor:
 
     Attributes:
         seconds: Of wall time for one image.
+        cpu_seconds: Of CPU time for one image: the same on one core.
         primitives_s: Measured CPU seconds of one of each counted primitive.
         skipped: Counts that have no measured cost, so that the true floor lies higher.
         cores: Cores that share the work.
     """
 
     seconds: float
+    cpu_seconds: float
     primitives_s: Mapping[str, float]
     skipped: tuple[str, ...]
     cores: int
@@ -30,7 +35,7 @@ class Floor:
 
 
 def floor(counts: Mapping[str, float], primitives: Mapping[str, float], cores: int) -> Floor | None:
-    """`sum over primitives of count * cost / cores`; None if nothing counted has a cost.
+    """`sum over primitives of count * cost / cores`, undivided if `SEQUENTIAL`; None if nothing counted has a cost.
 
     Args:
         counts: Primitive operations of one image.
@@ -38,10 +43,11 @@ def floor(counts: Mapping[str, float], primitives: Mapping[str, float], cores: i
         cores: Cores that may run at once.
     """
     known = {name: primitives[name] for name in counts if name in primitives}
-    seconds = sum(counts[name] * cost for name, cost in known.items()) / cores
+    costs = {name: counts[name] * cost for name, cost in known.items()}
+    seconds = sum(cost / (1 if name in SEQUENTIAL else cores) for name, cost in costs.items())
     if seconds <= 0:
         return None
-    return Floor(seconds, known, tuple(sorted(counts.keys() - known.keys())), cores)
+    return Floor(seconds, sum(costs.values()), known, tuple(sorted(counts.keys() - known.keys())), cores)
 
 
 def usable_cores() -> int:

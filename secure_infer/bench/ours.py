@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_infer import backends
+from secure_infer.backends.base import Program
 from secure_infer.bench.cases import Entry
 from secure_infer.bench.contender import Reals, Sample, Setup, Subject
 from secure_infer.bench.host import LIBRARIES
@@ -28,6 +29,13 @@ def evaluate(graph: Graph, x: npt.NDArray[Any], *, exact: bool) -> Reals:
     network = interpret if exact else interpret_real
     chunks = [network(graph, graph.quantize(x[at : at + _CHUNK])) for at in range(0, len(x), _CHUNK)]
     return graph.dequantize(np.concatenate(chunks))
+
+
+def _bytes_in_memory(program: Program) -> int | None:
+    """Bytes of expanded evaluation keys, where the backend states them."""
+    stated = program.parameters.get("bytes", {})
+    found = [int(count) for name, count in stated.items() if name.endswith("_keys")]
+    return sum(found) if found else None
 
 
 class Ours:
@@ -52,7 +60,7 @@ class Ours:
             watch.wall_s |= self._client.stopwatch.wall_s
             watch.cpu_s |= self._client.stopwatch.cpu_s
             sent = len(evaluation)
-            raw = self._compiled.program.parameters.get("evaluation_key_bytes", sent)
+            raw = _bytes_in_memory(self._compiled.program) if evaluation else 0
         program = self._compiled.program
         self.setup = Setup(
             wall_s=watch.wall_s,

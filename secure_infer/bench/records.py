@@ -65,18 +65,20 @@ def quality(outputs: Reals, clear: Reals, labels: npt.NDArray[np.int64]) -> Reco
 def timing(entry: Entry, setup: Setup, samples: Sequence[Sample], bound: Floor | None) -> Record:
     """Times, traffic, counts and the floor."""
     wall = times(setup.wall_s, [sample.wall_s for sample in samples], entry.batch)
-    counted = {name for sample in samples for name in sample.statistics}
+    counted = {name for sample in samples for name in sample.statistics if not name.endswith("seconds")}
     statistics = {name: median_or_none([s.statistics.get(name) for s in samples]) for name in sorted(counted)}
-    run = wall["run"]
+    cpu = times(setup.cpu_s, [sample.cpu_s for sample in samples], entry.batch)
+    run, busy = wall["run"], cpu["run"]
     return {
         "wall_s": wall,
-        "cpu_s": times(setup.cpu_s, [sample.cpu_s for sample in samples], entry.batch),
+        "cpu_s": cpu,
         "run_s_all": [sample.wall_s["run"] / entry.batch for sample in samples],
         "bytes": sizes(setup, samples, entry.batch),
         "counts": {**setup.counts, **statistics},
         "floor_s": bound.seconds if bound else None,
         "floor_ratio": run / bound.seconds if bound and run is not None else None,
-        "floor": bound.as_dict() if bound else None,
+        # On a busy machine CPU over CPU is the fairer ratio.
+        "floor": bound.as_dict() | {"cpu_ratio": busy / bound.cpu_seconds if busy else None} if bound else None,
     }
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 
 from secure_infer import backends
+from secure_infer.bench.statistics import wilson
+from secure_infer.errors import BundleError
 from secure_infer.graph import OPS
-from secure_infer.report.markdown import table
+from secure_infer.report.markdown import share, table
 
 
 def operations() -> str:
@@ -26,17 +28,25 @@ def _meaning(kind: type) -> str:
 
 
 def models() -> str:
-    """Models of the zoo, read off their recipes."""
+    """Models of the zoo, read off their recipes and the records of their making."""
     from secure_infer import zoo
 
-    recipes = [zoo.recipe(name) for name in zoo.models()]
-    rows = [
-        (
-            f"`{recipe.name}`",
-            recipe.summary,
-            recipe.dataset,
-            ", ".join(name for name in recipe.protocols if name != "clear"),
+    header = ("model", "what it is", "protocols", "held-out accuracy (95 %)")
+    rows = []
+    for recipe in map(zoo.recipe, zoo.models()):
+        protocols = ", ".join(name for name in recipe.protocols if name != "clear")
+        rows.append(
+            (f"[`{recipe.name}`](models/{recipe.name}/card.md)", recipe.summary, protocols, _held_out(recipe.name))
         )
-        for recipe in recipes
-    ]
-    return table(("model", "what it is", "data", "protocols"), rows, left=4)
+    return table(header, rows, left=3)
+
+
+def _held_out(name: str) -> str:
+    from secure_infer import zoo
+
+    try:
+        counted = zoo.golden(name)["accuracy"]["held_out"]
+    except (BundleError, KeyError):
+        return "not trained"
+    correct, n = counted["correct"], counted["n"]
+    return f"{share(correct / n, wilson(correct, n))} of {n:,}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from secure_infer.bench.records import Record
 from secure_infer.report.markdown import NOTHING, ratio, seconds, share, size, table
@@ -80,7 +80,7 @@ def traffic(records: Sequence[Record]) -> str:
         (
             *_who(record),
             *(size(record["bytes"][name]) for name in ("evaluation_keys", "evaluation_keys_sent", "input", "output")),
-            ", ".join(f"{name.replace('_', ' ')} {count:,.0f}" for name, count in record["counts"].items()) or NOTHING,
+            _counts(record["counts"]) or NOTHING,
         )
         for record in sorted(records, key=order)
         if record["n_encrypted"]
@@ -129,6 +129,15 @@ def circumstances(records: Sequence[Record]) -> str:
             f"- Commits: {', '.join(commits)}; days: {', '.join(days)}",
         ]
     )
+
+
+def _counts(counts: Mapping[str, float]) -> str:
+    """Counted operations; those that are told apart by level (`rotations@3`) added up."""
+    totals: dict[str, float] = {}
+    for name, count in counts.items():
+        operation = name.split("@")[0].replace("_", " ")
+        totals[operation] = totals.get(operation, 0) + count
+    return ", ".join(f"{count:,.0f} {name}" for name, count in totals.items())
 
 
 def _who(record: Record) -> tuple[str, str, str]:

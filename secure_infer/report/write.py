@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from secure_infer import files
@@ -52,9 +53,9 @@ def write_report(results: Path, readme: Path | None = None) -> list[Path]:
     return written
 
 
-def regions(records: list[Record]) -> dict[str, str]:
-    """The README's generated regions, by name."""
-    return {"results": _results_region(records), "zoo": catalogue.models(), "ops": catalogue.operations()}
+def regions(records: list[Record]) -> dict[str, Callable[[], str]]:
+    """What makes the README's generated regions, by name."""
+    return {"results": lambda: _results_region(records), "zoo": catalogue.models, "ops": catalogue.operations}
 
 
 def results_page(records: list[Record], plots: list[str]) -> str:

@@ -49,7 +49,7 @@ def polynomial_cnn() -> Graph:
             Node("flat", Reshape((18,)), ("square",)),
             Node("hidden", Linear(rng.integers(-3, 4, (8, 18)), rng.integers(-9, 9, 8), (0.02,)), ("flat",)),
             Node("again", Polynomial(np.array([5, 300, 7]), 12, (0.02,)), ("hidden",)),
-            Node("last", Linear(rng.integers(-3, 4, (4, 8)), rng.integers(-9, 9, 4), (0.05,)), ("again",)),
+            Node("last", Linear(rng.integers(-3, 4, (4, 8)), rng.integers(-9, 9, 4), (0.0005,)), ("again",)),
         ),
         "last",
     )

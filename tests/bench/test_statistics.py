@@ -26,7 +26,7 @@ def test_wilson_interval_holds_the_share(n: int, data: st.DataObject) -> None:
 def test_floor_divides_the_counted_cost_among_cores_and_names_what_it_skips() -> None:
     found = floor({"bootstraps": 64, "additions": 1000, "rounds": 3}, {"bootstraps": 0.02, "rounds": 0.001}, 2)
     assert found is not None
-    assert found.seconds == pytest.approx((64 * 0.02 + 3 * 0.001) / 2)
+    assert found.seconds == pytest.approx(64 * 0.02 / 2 + 3 * 0.001), "rounds follow one another"
     assert found.skipped == ("additions",)
 
 

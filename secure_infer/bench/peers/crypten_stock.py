@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -41,10 +42,8 @@ class CryptenStock:
     """
 
     def __init__(self, subject: Subject, entry: Entry) -> None:
-        try:
-            import crypten  # noqa: F401 - the parties import it; this only asks whether they can
-        except ImportError as error:
-            raise missing_extra("The peer crypten", "mpc", "crypten") from error
+        if importlib.util.find_spec("crypten") is None:
+            raise missing_extra("The peer crypten", "mpc", "crypten")
         watch = Stopwatch()
         self._graph = graph_of(subject, "mpc")
         _require_expressible(self._graph)

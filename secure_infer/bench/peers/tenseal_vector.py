@@ -167,7 +167,7 @@ def _parameters(levels: int, slots: int) -> tuple[int, list[int]]:
 
 
 def _split(graph: Graph) -> tuple[list[tuple[str, list[Node]]], list[Node]]:
-    """Affine stretches, each with the value that it starts from, and the quadratics between them."""
+    """Affine stretches (a polynomial of degree 1 only rescales), each with the value that it starts from, and the quadratics between them."""
     stretches: list[tuple[str, list[Node]]] = [(INPUT, [])]
     quadratics: list[Node] = []
     last = INPUT
@@ -178,7 +178,9 @@ def _split(graph: Graph) -> tuple[list[tuple[str, list[Node]]], list[Node]]:
         if isinstance(node.op, Polynomial) and node.op.degree == 2:
             quadratics.append(node)
             stretches.append((last, []))
-        elif node.kind in ("Linear", "Conv2d", "Sum", "Reshape"):
+        elif node.kind in ("Linear", "Conv2d", "Sum", "Reshape") or (
+            isinstance(node.op, Polynomial) and node.op.degree < 2
+        ):
             stretches[-1][1].append(node)
         else:
             raise _unsuited(f"{node.name} is neither affine nor a quadratic.")

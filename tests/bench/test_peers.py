@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from secure_infer.bench import run_case
+from secure_infer.bench.cases import PEERS, Case, Entry
+from secure_infer.bench.contender import Subject
+from secure_infer.bench.peers import crypten_stock, load_peer, tenseal_vector
+from secure_infer.errors import UnsupportedNetwork, UsageError
+from secure_infer.graph import Graph, Node, Polynomial, interpret_real
+from tests.bench.networks import binary_mlp, polynomial_cnn, subject
+from tests.bench.test_runner import check_record
+
+
+def run(net: Graph, protocol: str, peer: str, n: int) -> list[dict]:
+    entries = (Entry(protocol, "tiny", n), Entry(protocol, "tiny", n, peer=peer))
+    found = list(run_case(Case("duel", "t", entries), load=lambda name: subject(net)))
+    for record in found:
+        check_record(record)
+        assert record["n_encrypted"] == n
+    return found
+
+
+def test_squares_form_is_the_same_function() -> None:
+    graph = polynomial_cnn()
+    x = subject(graph).x
+    values = graph.quantize(x).reshape(len(x), -1) * graph.input.scale[0]
+    for index, step in enumerate(tenseal_vector.squares_form(graph)):
+        values = (values**2 if index else values) @ step.matrix + step.bias
+    np.testing.assert_allclose(values, graph.dequantize(interpret_real(graph, graph.quantize(x))), rtol=1e-9)
+
+
+def test_networks_that_a_recipe_can_not_express_are_refused() -> None:
+    with pytest.raises(UnsupportedNetwork, match="neither affine nor a quadratic"):
+        tenseal_vector.squares_form(binary_mlp())
+    last = replace(polynomial_cnn().nodes[-1].op, weight=np.ones((4, 8), dtype=np.int64))
+    graph = polynomial_cnn()
+    branch = Graph(graph.input, (*graph.nodes[:-1], Node("side", last, ("hidden",))), "side")
+    with pytest.raises(UnsupportedNetwork, match="side"):
+        tenseal_vector.squares_form(branch)
+    straight = Polynomial(np.array([1, 2, 0]), 0)
+    flat = Graph(graph.input, (graph.nodes[0], Node("p", straight, ("conv",)), *_after(graph, "p")), "last")
+    with pytest.raises(UnsupportedNetwork, match="no square term"):
+        tenseal_vector.squares_form(flat)
+    with pytest.raises(UnsupportedNetwork) as caught:
+        crypten_stock._require_expressible(graph)
+    assert {problem.where for problem in caught.value.problems} == {"conv", "square", "again"}
+
+
+def _after(graph: Graph, source: str) -> tuple[Node, ...]:
+    first, *rest = graph.nodes[2:]
+    return (replace(first, inputs=(source,)), *rest)
+
+
+def test_unknown_peer() -> None:
+    with pytest.raises(UsageError, match=", ".join(PEERS)):
+        load_peer("nobody")
+
+
+@pytest.mark.full
+def test_concrete_ml_refuses_what_it_can_not_import() -> None:
+    pytest.importorskip("concrete.ml")
+    entry = Entry("tfhe", "tiny", 1, peer="concrete-ml")
+    with pytest.raises(UnsupportedNetwork, match="Concrete ML can't compile tiny"):
+        load_peer("concrete-ml")(subject(binary_mlp()), entry)
+
+
+@pytest.mark.full
+def test_tenseal_beside_ours() -> None:
+    ours, peer = run(polynomial_cnn(), "ckks", "tenseal", 3)
+    assert ours["agreement"] == 1
+    # Outputs reach 7; the tutorial's 26-bit scale and primes leave TenSEAL few digits.
+    assert ours["max_error"] < 0.01 and peer["max_error"] < 2
+    assert ours["floor_s"] > 0 and peer["floor_s"] is None
+    assert peer["bytes"]["evaluation_keys_sent"] > 1e6
+
+
+@pytest.mark.full
+def test_crypten_beside_ours() -> None:
+    ours, peer = run(binary_mlp(), "mpc", "crypten", 5)
+    assert ours["agreement"] == peer["agreement"] == 1
+    assert ours["max_error"] == 0 and peer["max_error"] < 0.01
+    assert ours["counts"]["rounds"] > 0 and peer["counts"]["rounds"] > 0
+    assert ours["floor_s"] > 0
+
+
+@pytest.mark.full
+def test_tfhe() -> None:
+    entry = Entry("tfhe", "tiny", 2)
+    (record,) = run_case(Case("one", "t", (entry,)), load=lambda name: subject(binary_mlp()))
+    check_record(record)
+    assert record["agreement"] == 1 and record["max_error"] == 0 and record["floor_s"] > 0
+    assert record["bytes"]["evaluation_keys"] >= record["bytes"]["evaluation_keys_sent"] > 1e6
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_concrete_ml_on_a_brevitas_network() -> None:
+    torch = pytest.importorskip("torch")
+    from secure_infer.nn.quantizers import quant_identity, quant_linear, quant_relu
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(),
+        quant_identity(2, signed=False, return_quant_tensor=True),
+        quant_linear(36, 6, 2),
+        quant_relu(2, return_quant_tensor=True),
+        quant_linear(6, 4, 2),
+    ).eval()
+    rng = np.random.default_rng(0)
+    x = rng.random((50, 1, 6, 6)).astype(np.float32)
+    with torch.no_grad():
+        net(torch.from_numpy(x))
+    tiny = Subject("tiny", net, x, x, np.zeros(50, dtype=np.int64))
+    (record,) = run_case(Case("one", "t", (Entry("tfhe", "tiny", 1, peer="concrete-ml"),)), load=lambda name: tiny)
+    check_record(record)
+    assert record["agreement"] == 1
+    assert record["bytes"]["input"] > 0 and record["bytes"]["output"] > 0
