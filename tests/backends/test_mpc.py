@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +62,7 @@ from secure_infer.backends.mpc.channel import Channel, Gate, new_identity
 from secure_infer.backends.mpc.cost import cost
 from secure_infer.backends.mpc.dealer import Dealer
 from secure_infer.backends.mpc.kernels import bilinear, matmul
+from secure_infer.backends.mpc.party import DEALER_NAME, PARTY_NAMES
 from secure_infer.backends.mpc.randomness import Stream
 from secure_infer.backends.mpc.session import PartyRole, Session
 
@@ -681,3 +685,25 @@ def test_a_session_needs_a_provider_we_know() -> None:
     assert plan["provider"] != FIRST_PARTY
     with pytest.raises(BundleError):
         Plan.from_bytes(json.dumps({**plan, "provider": "TFP"}).encode())
+
+
+# The documents.
+
+PROTOCOL = Path(__file__).parents[2] / "protocols" / "mpc"
+
+
+def test_the_figures_of_the_protocol_document_are_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (PROTOCOL / "PROTOCOL.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (printed,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    exec(example, {})
+    assert capsys.readouterr().out == printed
+
+
+def test_the_protocol_file_agrees_with_the_code() -> None:
+    data = tomllib.loads((PROTOCOL / "protocol.toml").read_text())
+    assert (data["name"], data["parties"], data["exact"]) == (BACKEND.name, BACKEND.parties, BACKEND.exact)
+    assert set(data["options"]) == set(BACKEND.options)
+    parameters = compiled(TINY, **data["options"]).parameters
+    assert (parameters["provider"], parameters["timeout"]) == (data["options"]["provider"], data["options"]["timeout"])
+    assert [role["name"] for role in data["roles"]] == ["client", *PARTY_NAMES, DEALER_NAME]
