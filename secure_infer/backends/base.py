@@ -52,7 +52,7 @@ class Guarantee:
         return cls(**{**data, "leaks": tuple(data["leaks"]), "trust": tuple(data["trust"])})
 
     def __str__(self) -> str:
-        correct = "exact"
+        correct = "exact" if self.failure_probability is not None else "not exact, and with no bound on its errors"
         if self.failure_probability:
             correct = f"exact but with probability {self.failure_probability:.2g} an inference"
         if self.error_bound is not None:

@@ -17,22 +17,27 @@ from secure_infer.graph.ops import Add, Conv2d, Integers, Linear, Max, Pair, Res
 
 Tracer = Any
 _PIN = "secure_infer_range"
+_MOVES = ("reshape", "index_static")
+_BETWEEN = (np.int64(-1), np.int64(0))
 
 
 class _Pins(GraphProcessor):  # type: ignore[misc]
-    """Replaces measured ranges by pinned ones; values in between only have to be known as signed."""
+    """Replaces measured ranges by pinned ones; sums may wrap around in between, so there only the sign is declared."""
 
     def apply(self, graph: Any) -> None:
         """Pin every encrypted value of a circuit."""
-        graph.update_with_bounds({
-            node: dict(zip(("min", "max"), node.properties.get(_PIN, (np.int64(-1), np.int64(0))), strict=True))
-            for node in graph.query_nodes() if node.output.is_encrypted})
+        pins: dict[Any, tuple[np.int64, np.int64]] = {}
+        for node in graph.query_nodes(ordered=True):
+            if node.output.is_encrypted:
+                moved = node.properties.get("name") in _MOVES  # these keep the sign of what they read
+                default = pins[graph.ordered_preds_of(node)[0]] if moved else _BETWEEN
+                pins[node] = node.properties.get(_PIN, default)
+        graph.update_with_bounds({node: {"min": low, "max": high} for node, (low, high) in pins.items()})
 
 
 def pin(value: Tracer, low: int, high: int) -> Tracer:
     """Declare the range of a value."""
-    latest = value if value.last_version is None else value.last_version
-    latest.computation.properties[_PIN] = (np.int64(low), np.int64(high))
+    value.computation.properties[_PIN] = (np.int64(low), np.int64(high))
     return value
 
 
@@ -51,9 +56,10 @@ def trace(function: Callable[[Tracer], Tracer], sample: Integers, configuration:
     try:
         return fhe.Compiler(function, {"x": "encrypted"}).compile([sample], configuration)
     except RuntimeError as error:
-        raise ParametersError("concrete finds no secure parameters for the network.", [
-            Problem("network", str(error).strip().splitlines()[-1] if str(error).strip() else "It gave no reason.",
-                    'compile with rounding="approximate" or a greater p_error, or quantize to fewer bits.')]) from error
+        reason = (str(error).strip() or "it gave no reason").splitlines()[-1]
+        raise ParametersError("concrete can't compile the network.", [
+            Problem("network", f"Its compiler says: {reason}.", "quantize to fewer bits, choose a greater p_error, "
+                    'or compile with rounding="approximate".')]) from error
 
 
 def emit(plan: Plan, center: int, bits: int) -> Callable[[Tracer], Tracer]:

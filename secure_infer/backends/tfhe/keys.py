@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from concrete import fhe
@@ -43,17 +44,15 @@ def open_secret(secret: bytes, circuit: str) -> tuple[Any, str]:
         BundleError: Not a whole secret key.
         KeyMismatch: Keys of another circuit.
     """
-    data, name = _open(secret, SECRET, circuit)
-    return fhe.Keys.deserialize(data), name
+    return _open(secret, SECRET, circuit, fhe.Keys.deserialize)
 
 
 def open_evaluation(evaluation: bytes, circuit: str) -> tuple[Any, str]:
     """The evaluation keys, and the name of the keys; raises as `open_secret` does."""
-    data, name = _open(evaluation, EVALUATION, circuit)
-    return fhe.EvaluationKeys.deserialize(data), name
+    return _open(evaluation, EVALUATION, circuit, fhe.EvaluationKeys.deserialize)
 
 
-def _open(data: bytes, kind: str, circuit: str) -> tuple[bytes, str]:
+def _open(data: bytes, kind: str, circuit: str, deserialize: Callable[[bytes], Any]) -> tuple[Any, str]:
     received = frame.unpack(data, kind)
     if len(received.parts) != 1 or not isinstance(received.meta.get("keys"), str):
         raise BundleError(f"This is not a usable {kind}.", [
@@ -61,7 +60,11 @@ def _open(data: bytes, kind: str, circuit: str) -> tuple[bytes, str]:
     if received.meta.get("circuit") != circuit:
         raise KeyMismatch("These keys were made for another model.", [
             Problem(kind, "The circuit they name is not this one.", "make keys with this model's client half.")])
-    return received.parts[0], str(received.meta["keys"])
+    try:
+        return deserialize(received.parts[0]), str(received.meta["keys"])
+    except RuntimeError as error:
+        raise BundleError(f"This is not a usable {kind}.", [
+            Problem(kind, "concrete can't read it.", "make the keys again.")]) from error
 
 
 def _without_evaluation_keys(specs: bytes) -> Any:

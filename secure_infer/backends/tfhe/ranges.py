@@ -12,8 +12,8 @@ from secure_infer.graph.ops import Conv2d, Integers, Linear, Lookup, Polynomial,
 
 SIGMAS = 5.0
 """Half-width of a calibrated range in standard deviations: 6e-7 of a normal distribution lies outside."""
-FEWEST_SAMPLES = 32
-"""With fewer calibration samples a standard deviation says too little, and worst-case ranges are used."""
+FEWEST_SAMPLES = 256
+"""Fewer calibration samples say too little about rare values, and worst-case ranges are used."""
 _WIDEST_TABLE = 1 << 16
 
 
@@ -37,9 +37,9 @@ def worst_case(graph: Graph) -> dict[str, Range]:
 def calibrated(graph: Graph, x: Integers, worst: dict[str, Range]) -> dict[str, Range]:
     """Ranges seen on the calibration inputs, widened to `SIGMAS` standard deviations about each element's mean.
 
-    An accumulator is a sum of many terms and close to normal, so the widening covers new inputs of the same kind. Two
-    inputs join the set: all elements at the least and all at the greatest value of the input's range. No range exceeds
-    the worst case.
+    An accumulator is a sum of many terms and close to normal, so the widening covers new inputs of the same kind. An
+    element that hardly moved in the sample is granted the tensor's root mean square deviation. Two inputs join the
+    set: all elements at the least and all at the greatest value of the input's range. No range exceeds the worst case.
 
     Args:
         graph: The network.
@@ -55,7 +55,9 @@ def calibrated(graph: Graph, x: Integers, worst: dict[str, Range]) -> dict[str, 
 
 
 def _widen(values: Integers, worst: Range) -> Range:
-    mean, reach = values.mean(axis=0), SIGMAS * values.std(axis=0)
+    deviation = values.std(axis=0)
+    typical = np.sqrt(np.mean(np.square(deviation)))
+    mean, reach = values.mean(axis=0), SIGMAS * np.maximum(deviation, typical)
     low = np.minimum(values.min(axis=0), np.floor(mean - reach).astype(np.int64))
     high = np.maximum(values.max(axis=0), np.ceil(mean + reach).astype(np.int64))
     return Range(np.maximum(low, worst.low), np.minimum(high, worst.high))

@@ -54,7 +54,8 @@ class Shapes:
     def decode(self, outputs: Sequence[npt.ArrayLike]) -> Integers:
         """Decrypted integers to outputs of the graph, shape `(n, *output shape)`."""
         t = np.asarray(outputs, dtype=np.int64).reshape((len(outputs), *self.output_shape))
-        return np.asarray(self.gain * (t + self.center) + self.rest, dtype=np.int64)
+        values: Integers = self.gain * (t + self.center) + self.rest
+        return values
 
 
 class TfheClient:
@@ -184,7 +185,7 @@ def build(half: bytes, simulated: bool) -> tuple[Any, bytes]:
         settings = configuration(**received.meta["settings"])
         server = fhe.Server.create(mlir.decode(), settings, simulated)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        what = f"{type(error).__name__}: {str(error)[:200]}."
+        what = f"{type(error).__name__}: {str(error).strip()[:200]}."
         raise BundleError("The server half can't be built.", [
             Problem("server half", what, "compile the model again.")]) from error
     rebuilt = description(server.client_specs)
