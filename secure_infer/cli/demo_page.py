@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -188,9 +189,12 @@ def _promise(run: Run) -> str:
     pairs = [("Scheme", guarantee.scheme), ("Strength", _strength(guarantee)), ("Result", _result(guarantee))]
     pairs += [("Against", guarantee.adversary)]
     pairs += [("You trust", line) for line in guarantee.trust] + [("Still leaks", line) for line in guarantee.leaks]
-    return (
-        "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _merged(pairs)) + "</dl>"
-    )
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{_text(text)}</dd>" for name, text in _merged(pairs)) + "</dl>"
+
+
+def _text(text: str) -> str:
+    """Text with raised exponents."""
+    return re.sub(r"(\d)\^(\d+)", r"\1<sup>\2</sup>", escape(text))
 
 
 def _merged(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from secure_infer.cli import networks
 from secure_infer.client import Client, Stopwatch
 from secure_infer.compiler import Compiled
 from secure_infer.errors import Problem, SecureInferError, UsageError
+from secure_infer.graph.interpret import interpret, interpret_real
 from secure_infer.wire.transport import Answer, InProcess, Transport
 
 ONCE, EACH = ("compile", "start", "keygen"), ("encrypt", "run", "decrypt")
@@ -46,7 +47,7 @@ class Reading:
 
     Attributes:
         predicted: The class of the decrypted scores.
-        clear: The class that the same network gives in the clear.
+        clear: The class that the same network gives in the clear; over the reals if the protocol is not exact.
         wall_s: Seconds by phase of `EACH`.
         traffic: Bytes: input, output.
         seen: The beginning of what each server received.
@@ -221,5 +222,7 @@ def _read(run: Run, digits: Sequence[Digit], enter: Callable[[str], None]) -> No
 def _reading(compiled: Compiled, client: Client, tap: Tap, digit: Digit) -> Reading:
     x = digit.pixels.reshape(1, *compiled.interface.input.shape)
     answer = client.infer(x)
-    clear = compiled.predict(x, mode="clear")
+    graph = compiled.graph
+    evaluate = interpret if backends.load(compiled.protocol).exact else interpret_real
+    clear = graph.dequantize(evaluate(graph, graph.quantize(x)))
     return Reading(int(answer.outputs.argmax()), int(clear.argmax()), answer.wall_s, answer.bytes, tap.seen)

@@ -12,13 +12,21 @@ from rich.text import Text
 from secure_infer.backends.base import Guarantee
 from secure_infer.cli import console
 from secure_infer.cli.demo_run import EACH, ONCE, Digit, Run
+from secure_infer.errors import MissingExtra, SecureInferError
 
 _COLUMN = 11
 
 
 def draw(runs: Sequence[Run], digits: Sequence[Digit], width: int) -> RenderableType:
     """Both tables, for a terminal of `width` characters."""
-    return Group(_predictions(runs, digits, max(1, (width - 12) // _COLUMN)), _costs(runs))
+    failed = [_failure(run.protocol, run.error) for run in runs if run.error is not None]
+    return Group(_predictions(runs, digits, max(1, (width - 12) // _COLUMN)), _costs(runs), *failed)
+
+
+def _failure(protocol: str, error: SecureInferError) -> Text:
+    reason = "not installed" if isinstance(error, MissingExtra) else error.summary
+    fixes = " ".join(problem.fix for problem in error.problems)
+    return Text.assemble((f"{protocol:<6} ", "bold cyan"), (f"{reason}: ", "red"), fixes)
 
 
 def promises(runs: Sequence[Run]) -> RenderableType:
@@ -94,7 +102,7 @@ def _figures(run: Run) -> list[str]:
 
 def _state(run: Run) -> Text:
     if run.phase == "failed":
-        return Text("not installed" if type(run.error).__name__ == "MissingExtra" else "failed", style="red")
+        return Text("failed", style="red")
     if run.phase == "done":
         whole = run.agreeing() == len(run.readings)
         return Text(f"{run.agreeing()}/{len(run.readings)}", style="bold green" if whole else "bold red")
