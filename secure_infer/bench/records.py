@@ -122,7 +122,8 @@ def read(path: Path) -> list[Record]:
 
 def identity(record: Record) -> tuple[Any, ...]:
     """What makes two records rows of the same thing at different times."""
-    return tuple(record.get(key) for key in ("case", "protocol", "model", "peer", "mode", "batch"))
+    keys = ("case", "protocol", "model", "peer", "mode", "batch")
+    return *(record.get(key) for key in keys), json.dumps(record.get("options", {}), sort_keys=True)
 
 
 def latest(folder: Path) -> list[Record]:

@@ -125,6 +125,7 @@ def _record(entry: Entry, contender: Contender, samples: Sequence[Sample], subje
         "peer": entry.peer,
         "mode": entry.mode,
         "batch": entry.batch,
+        "options": dict(entry.options),
         "n": n,
         "n_encrypted": n if entry.encrypts else 0,
         **records.quality(outputs, clear[:n], subject.y[:n]),

@@ -11,7 +11,7 @@ from secure_infer import files
 from secure_infer.bench.records import Record
 from secure_infer.errors import missing_extra
 from secure_infer.report.markdown import ratio, seconds, size
-from secure_infer.report.select import Duel, duels, headline
+from secure_infer.report.select import Duel, duels, headline, name_of
 
 # Okabe and Ito's colors, which color-blind readers tell apart.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888"
@@ -124,7 +124,7 @@ def _peers(axes: Any, found: Sequence[Duel]) -> float:
     axes.axvline(1, color="#222222", linewidth=1)
     low, high = min(duel.low for duel in found), max(duel.high for duel in found)
     axes.set_xlim(min(0.5, low / 2), max(2, high * 2))
-    names = [f"{duel.peer['peer']}\n{duel.peer['model']}" for duel in found]
+    names = [f"{name_of(duel.peer)}\n{duel.peer['model']}" for duel in found]
     _frame(axes, names, "peer's run time / ours; right of the line, ours is faster", ratio, legend=False)
     return 0.6
 

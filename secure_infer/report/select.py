@@ -11,18 +11,28 @@ from secure_infer.bench.statistics import ratio_of_medians
 PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
 
 
-def order(record: Record) -> tuple[str, int, str, int, str]:
+def order(record: Record) -> tuple[str, int, bool, str, int, str]:
     """Sort key: model, then protocol, then ours before peers, then the batch."""
     protocol = record["protocol"]
     place = PROTOCOLS.index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS)
-    return record["model"], place, record["peer"] or "", record["batch"], record["mode"]
+    return record["model"], place, bool(record["peer"]), name_of(record), record["batch"], record["mode"]
+
+
+def name_of(record: Record) -> str:
+    """Whose record it is, with the options that differ from the recipe's: `concrete-ml, p_error 0.01`."""
+    options = [f"{name} {_plain(value)}" for name, value in record["options"].items()]
+    return ", ".join([record["peer"] or "ours", *options])
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
 def headline(records: Sequence[Record]) -> list[Record]:
-    """Ours, one image a request, not simulated: for each model and protocol the record with the most images."""
+    """Ours by the recipe, one image a request, nothing simulated: the largest record of each model and protocol."""
     best: dict[tuple[str, str], Record] = {}
     for record in records:
-        if record["peer"] or record["mode"] != "encrypted" or record["batch"] != 1:
+        if record["peer"] or record["options"] or record["mode"] != "encrypted" or record["batch"] != 1:
             continue
         key = (record["model"], record["protocol"])
         if key not in best or (record["n"], record["at"]) > (best[key]["n"], best[key]["at"]):
@@ -54,5 +64,5 @@ def duels(records: Sequence[Record]) -> Iterator[Duel]:
     for peer in sorted((record for record in records if record["peer"]), key=order):
         same = ("case", "protocol", "model", "mode", "batch", "at")
         for ours in records:
-            if ours["peer"] is None and all(ours[key] == peer[key] for key in same):
+            if ours["peer"] is None and not ours["options"] and all(ours[key] == peer[key] for key in same):
                 yield Duel(ours, peer, *ratio_of_medians(peer["run_s_all"], ours["run_s_all"]))

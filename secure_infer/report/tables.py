@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from secure_infer.bench.records import Record
 from secure_infer.report.markdown import NOTHING, ratio, seconds, share, size, table
-from secure_infer.report.select import duels, headline, order
+from secure_infer.report.select import duels, headline, name_of, order
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -95,7 +95,7 @@ def versus(records: Sequence[Record]) -> str:
         (
             f"`{duel.peer['model']}`",
             duel.peer["protocol"],
-            duel.peer["peer"],
+            name_of(duel.peer),
             seconds(duel.ours["wall_s"]["run"]),
             seconds(duel.peer["wall_s"]["run"]),
             f"{ratio(duel.ratio)} ({ratio(duel.low)}-{ratio(duel.high)})",
@@ -143,4 +143,4 @@ def _counts(counts: Mapping[str, float]) -> str:
 def _who(record: Record) -> tuple[str, str, str]:
     extras = [f"batch {record['batch']}"] if record["batch"] > 1 else []
     extras += ["simulated"] if record["mode"] == "simulate" else []
-    return f"`{record['model']}`", " ".join([record["protocol"], *extras]), record["peer"] or "ours"
+    return f"`{record['model']}`", " ".join([record["protocol"], *extras]), name_of(record)

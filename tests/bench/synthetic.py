@@ -29,6 +29,7 @@ def record(
         "peer": peer,
         "mode": "encrypted",
         "batch": 1,
+        "options": {},
         "n": n,
         "n_encrypted": n if encrypted else 0,
         "accuracy": 0.95,

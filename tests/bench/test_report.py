@@ -13,7 +13,7 @@ from secure_infer.errors import MissingExtra, UsageError
 from secure_infer.graph import OPS
 from secure_infer.report import catalogue, markdown, tables, write_report
 from secure_infer.report.regions import region, replace_regions
-from secure_infer.report.select import duels, headline
+from secure_infer.report.select import duels, headline, name_of
 from tests.bench.synthetic import record
 
 README = Path(__file__).parents[2] / "README.md"
@@ -31,7 +31,8 @@ def test_newest_record_of_each_row_wins(tmp_path: Path) -> None:
     for day, accuracy in (("02", 0.2), ("03", 0.3), ("01", 0.1)):
         append(tmp_path / "a.jsonl", record("tfhe", at=f"2026-01-{day}T00:00:00+00:00", accuracy=accuracy))
     append(tmp_path / "a.jsonl", record("tfhe", batch=10, accuracy=0.9))
-    assert [found["accuracy"] for found in latest(tmp_path)] == [0.3, 0.9]
+    append(tmp_path / "a.jsonl", record("tfhe", options={"p_error": 0.1}, accuracy=0.8))
+    assert [found["accuracy"] for found in latest(tmp_path)] == [0.3, 0.9, 0.8]
 
 
 def test_report_from_records(tmp_path: Path) -> None:
@@ -99,6 +100,14 @@ def test_peers_are_compared_only_with_ours_of_the_same_run() -> None:
     assert list(duels([record("tfhe", at="2026-05-05T00:00:00+00:00"), peer])) == []
     assert list(duels([record("ckks"), peer])) == []
     assert tables.versus([ours]) == ""
+
+
+def test_options_are_part_of_a_name() -> None:
+    rounding = {"rounding_threshold_bits": {"n_bits": 4, "method": "APPROXIMATE"}}
+    assert name_of(record("tfhe", peer="concrete-ml", options=rounding)) == (
+        "concrete-ml, rounding_threshold_bits 4 APPROXIMATE"
+    )
+    assert headline([record("tfhe", options={"p_error": 0.1})]) == []
 
 
 def test_headline_holds_no_peer_no_batch_no_simulation() -> None:

@@ -24,6 +24,7 @@ SCHEMA: dict[str, Any] = {
     "peer": (str, type(None)),
     "mode": str,
     "batch": int,
+    "options": dict,
     "n": int,
     "n_encrypted": int,
     "accuracy": float,

@@ -44,18 +44,16 @@ class CryptenStock:
     def __init__(self, subject: Subject, entry: Entry) -> None:
         if importlib.util.find_spec("crypten") is None:
             raise missing_extra("The peer crypten", "mpc", "crypten")
-        watch = Stopwatch()
         self._graph = graph_of(subject, "mpc")
         _require_expressible(self._graph)
         self._parties: list[tuple[Any, Connection]] = []
         try:
-            with watch.phase("compile"):
-                self._start()
+            self._start()
         except BaseException:
             self.close()
             raise
         self.setup = Setup(
-            wall_s=watch.wall_s,
+            wall_s={},
             cpu_s={},
             parameters={"parties": _PARTIES, "provider": "TFP", "precision_bits": 16},
             libraries=("crypten", "torch"),

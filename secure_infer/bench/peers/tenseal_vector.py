@@ -167,7 +167,7 @@ def _parameters(levels: int, slots: int) -> tuple[int, list[int]]:
 
 
 def _split(graph: Graph) -> tuple[list[tuple[str, list[Node]]], list[Node]]:
-    """Affine stretches (a polynomial of degree 1 only rescales), each with the value that it starts from, and the quadratics between them."""
+    """Affine stretches, each with the value it starts from, and the quadratics between; degree 1 only rescales."""
     stretches: list[tuple[str, list[Node]]] = [(INPUT, [])]
     quadratics: list[Node] = []
     last = INPUT
