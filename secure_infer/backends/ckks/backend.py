@@ -72,12 +72,12 @@ class CkksBackend:
         half = ClientHalf(
             model, parameters, tuple(sorted(plan.rotations())), plan.multiplies, graph.input.shape, graph.input.low,
             graph.input.high, network.middle, network.half, plan.input, graph.output_type.shape, last,
-            positions, network.output_range, noise, float(grid))
+            positions, network.output_range, float(grid))
         error = (DEVIATIONS * noise + grid / 2) * network.output_range * max(abs(s) for s in graph.output_type.scale)
         guarantee = Guarantee("CKKS (Microsoft SEAL, by TenSEAL)", parameters.security, None, float(error),
                               "a server that follows the protocol and looks at everything it sees", _LEAKS, _TRUST)
         return Program((frame.pack(server.KIND, body, {"model": model}),), half.to_bytes(), guarantee,
-                       _described(plan, half), counts)
+                       _described(plan, half, noise), counts)
 
     def client(self, half: bytes) -> CkksClient:
         """The client role."""
@@ -94,7 +94,7 @@ class CkksBackend:
         engine = ClearEngine(plan.parameters, np.random.default_rng(seed))
         compiled = run.Program(engine, plan)
         at_once = max(1, _SLOTS_AT_ONCE // plan.parameters.slots)
-        values = (np.asarray(x, dtype=np.float64).reshape(len(x), -1) - half.middle) / half.half
+        values = (np.reshape(x, (len(x), int(np.prod(half.shape)))).astype(np.float64) - half.middle) / half.half
         parts = [np.concatenate([c.values for c in _run_clear(engine, compiled, plan, values[i : i + at_once])], axis=1)
                  for i in range(0, len(x), at_once)]
         slots = np.concatenate(parts) if parts else np.zeros((0, half.output.blocks * half.parameters.slots))
@@ -171,7 +171,7 @@ def _savings(network: Normalized, runs: Mapping[str, int]) -> list[Problem]:
                     "without this activation there would be two fewer.") for unit in used]
 
 
-def _described(plan: Plan, half: ClientHalf) -> dict[str, Any]:
+def _described(plan: Plan, half: ClientHalf, noise: float) -> dict[str, Any]:
     parameters = plan.parameters
     return {
         "poly_modulus_degree": parameters.poly_modulus_degree,
@@ -183,7 +183,7 @@ def _described(plan: Plan, half: ClientHalf) -> dict[str, Any]:
         "rotation_keys": len(half.rotations),
         "input_ciphertexts": plan.input.blocks,
         "output_ciphertexts": half.output.blocks,
-        "noise": half.noise,
+        "noise": noise,
         "rounded_to": half.grid,
         "headroom_bits": HEADROOM_BITS,
     }

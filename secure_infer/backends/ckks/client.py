@@ -83,7 +83,7 @@ class CkksClient:
             problems.append(Problem("input", f"Values lie outside [{half.low}, {half.high}].", "quantize the input."))
         if problems:
             raise InvalidInput("The input can't be encrypted.", problems)
-        return np.asarray((x.reshape(len(x), -1) - half.middle) / half.half)
+        return np.asarray((x.reshape(len(x), int(np.prod(half.shape))) - half.middle) / half.half)
 
     def _secret(self, keys: Keys) -> tuple[str, Handle]:
         """The key's name and the secret key."""

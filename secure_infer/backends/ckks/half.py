@@ -36,7 +36,6 @@ class ClientHalf:
         output: Level, scale and layout of the ciphertexts received.
         positions: Where each output is read: `block * slots + slot`.
         output_range: Slots times this are outputs in units of their scale.
-        noise: Standard deviation of the error of a slot, at most.
         grid: Slots are rounded to multiples of this; 0 for not at all.
     """
 
@@ -54,7 +53,6 @@ class ClientHalf:
     output: Vector
     positions: tuple[int, ...]
     output_range: float
-    noise: float
     grid: float
 
     @property

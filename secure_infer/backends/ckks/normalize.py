@@ -151,7 +151,7 @@ def _squares(table: Reals, low: Reals, high: Reals) -> tuple[Indices, Reals, Rea
     Returns:
         For each square the element it reads, what is added and by what the sum is divided; and the expansion.
     """
-    c, b, a = np.ascontiguousarray(table.T)
+    c, b, a = table[:, 0], table[:, 1], table[:, 2]
     middle, half = (low + high) / 2, MARGIN * (high - low) / 2
     near = (a != 0) & (np.abs(b / 2 + a * middle) <= np.abs(a) * _FAR_VERTEX * half)
     vertex = np.where(near, b, 0.0) / (2 * np.where(near, a, 1.0))
@@ -170,7 +170,7 @@ def _squares(table: Reals, low: Reals, high: Reals) -> tuple[Indices, Reals, Rea
 
 def _substitute(table: Reals, middle: Reals, half: Reals) -> Reals:
     """Coefficients in `w` of polynomials in `u = middle + half w`, by Horner's rule on polynomials."""
-    result = np.zeros_like(table)
+    result: Reals = np.zeros(table.shape)
     for coefficient in table.T[::-1]:
         shifted = np.roll(result, 1, axis=1)
         shifted[:, 0] = 0

@@ -23,7 +23,7 @@ Booleans = npt.NDArray[np.bool_]
 _SPARSE = 0.25
 _MOST_PER_ROW = 512
 _MOST_DIAGONALS = 400
-_WIDEST_SEARCH = 1024
+_WIDEST_SEARCH = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,49 +263,44 @@ def share_diagonals(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout
         None if the matrix has no such structure.
     """
     terms = positioned(matrices, layouts, packed(rows, rows))
-    modulus = [min(period, term.period) for term in terms]
-    entries = [_row_entries(terms, columns) for columns in _by_row(terms, rows)]
-    tables = [np.zeros((int(term.cols.max()) // term.period + 1, m), dtype=bool)
-              for term, m in zip(terms, modulus, strict=True)]
+    entries = _entries_by_row(terms, rows, period)
+    used = np.zeros(sum(int(term.cols.max()) // term.period + 1 for term in terms) * period, dtype=bool)
     free, positions = np.ones(period, dtype=bool), np.zeros(rows, dtype=np.int64)
     for row in sorted(range(rows), key=lambda i: -len(entries[i])):
-        position = _place_row(entries[row], tables, free)
-        if position is None or sum(table.sum() for table in tables) > _MOST_DIAGONALS:
-            return None
+        position = _place_row(entries[row], used, free)
         positions[row], free[position] = position, False
-        for term, block, col in entries[row]:
-            tables[term][block, (col - position) % modulus[term]] = True
+        start, col, modulus = entries[row].T
+        used[start + (col - position) % modulus] = True
+        if np.count_nonzero(used) > _MOST_DIAGONALS:
+            return None
     return Layout(period, 1, positions)
 
 
-def _by_row(terms: Sequence[Term], rows: int) -> list[list[Indices]]:
-    """For each row and term, the columns of its entries."""
-    split: list[list[Indices]] = []
+def _entries_by_row(terms: Sequence[Term], rows: int, period: int) -> list[Indices]:
+    """For each row its entries: start of the table for its term and block, column, and modulus of its diagonals."""
+    parts, start = [], 0
     for term in terms:
-        order = np.argsort(term.rows, kind="stable")
-        bounds = np.searchsorted(term.rows[order], np.arange(1, rows))
-        split.append(np.split(term.cols[order], bounds))
-    return [[part[row] for part in split] for row in range(rows)]
+        block, col = np.divmod(term.cols, term.period)
+        modulus = np.full_like(col, min(period, term.period))
+        parts.append(np.stack([start + block * period, col, modulus], axis=1))
+        start += (int(block.max()) + 1) * period
+    joined, row = np.concatenate(parts), np.concatenate([term.rows for term in terms])
+    order = np.argsort(row, kind="stable")
+    return np.split(joined[order], np.searchsorted(row[order], np.arange(1, rows)))
 
 
-def _row_entries(terms: Sequence[Term], columns: Sequence[Indices]) -> Indices:
-    """`(term, source block, column)` of each entry of a row, shape `(entries, 3)`."""
-    return np.concatenate([np.stack([np.full_like(c, i), c // terms[i].period, c % terms[i].period], axis=1)
-                           for i, c in enumerate(columns)])
-
-
-def _place_row(entries: Indices, tables: Sequence[Booleans], free: Booleans) -> int | None:
+def _place_row(entries: Indices, used: Booleans, free: Booleans) -> int:
     """The free position at which a row needs the fewest new diagonals."""
     if not len(entries):
         return int(np.flatnonzero(free)[-1])
-    term, block, col = entries[0]
-    table = tables[term][block]
-    likely = (col - np.flatnonzero(table)[:, None] + len(table) * np.arange(len(free) // len(table))) % len(free)
+    start, col, modulus = entries[:, :, None].transpose(1, 0, 2)
+    known = np.flatnonzero(used[start[0, 0] : start[0, 0] + modulus[0, 0]])
+    likely = (col[0] - known[:, None] + modulus[0] * np.arange(len(free) // modulus[0, 0])) % len(free)
     likely = likely[free[likely]]
     for candidates in (likely, np.flatnonzero(free)):
         if len(candidates):
-            new = sum((~tables[t][b, (c - candidates) % tables[t].shape[1]]).astype(np.int64) for t, b, c in entries)
+            new = np.count_nonzero(~used[start + (col - candidates) % modulus], axis=0)
             at = int(np.argmin(new))
             if candidates is not likely or new[at] == 0:
                 return int(candidates[at])
-    return None
+    raise AssertionError("there are at least as many positions as rows")

@@ -132,7 +132,7 @@ def _sizes(depth: int, squares: bool, scale_bits: int, limit: int, exact: bool) 
     if last_scale < (_LEAST_LAST_SCALE if exact else scale_bits - 9):
         return []
     levels = [scale_bits] * depth
-    if squares and depth:
+    if squares and depth and depth % 2 == 0:
         levels = [scale_bits + (-_SHIFTED if level % 2 else _SHIFTED) for level in range(depth)]
         levels[0] += _SHIFTED_AT_ENDS
         levels[-1] -= _SHIFTED_AT_ENDS
