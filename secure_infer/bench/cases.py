@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,21 @@ class Case:
     name: str
     title: str
     entries: tuple[Entry, ...]
+
+    def only(self, protocols: Collection[str]) -> Case:
+        """The case with the entries of these protocols; with all if none is named.
+
+        Raises:
+            UsageError: There are no such entries.
+        """
+        entries = tuple(entry for entry in self.entries if not protocols or entry.protocol in protocols)
+        if not entries:
+            known = ", ".join(dict.fromkeys(entry.protocol for entry in self.entries))
+            raise UsageError(
+                f"The case {self.name} has no entries for {', '.join(protocols)}.",
+                [Problem("--protocol", f"Expected one of {known}.", "name another protocol.")],
+            )
+        return replace(self, entries=entries)
 
     def groups(self) -> list[tuple[Entry, ...]]:
         """Entries of one model and protocol, in file order: ours and the peers that are run interleaved with it."""

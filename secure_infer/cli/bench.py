@@ -14,12 +14,16 @@ from secure_infer.cli import console
 from secure_infer.errors import Problem, UsageError
 
 if TYPE_CHECKING:
+    from secure_infer.bench import Case
     from secure_infer.bench.runner import Progress
 
 
 def bench(
     cases: Annotated[list[str] | None, typer.Argument(metavar="CASE...", help="Cases to run; see --list.")] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Images through each protocol.")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", metavar="NAME", help="Only entries of this protocol; repeatable.")
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the cases.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write tables and plots from the records.")] = False,
     results: Annotated[Path | None, typer.Option("--results", metavar="DIR", help="Folder of the records.")] = None,
@@ -36,7 +40,7 @@ def bench(
     if listing:
         _list(json)
     if cases:
-        _run(cases, n, folder, json)
+        _run(_chosen(cases, protocol or []), n, folder, json)
     if report:
         _report(folder, json)
 
@@ -53,10 +57,20 @@ def _list(as_json: bool) -> None:
         console.say(f"{case.name:<{width}}  {case.title}")
 
 
-def _run(names: Sequence[str], n: int | None, folder: Path, as_json: bool) -> None:
-    from secure_infer.bench import append, load_case, run_case
+def _chosen(names: Sequence[str], protocols: Sequence[str]) -> list[Case]:
+    """The cases named, with the entries of the protocols named; all are read before any is run."""
+    from secure_infer import backends
+    from secure_infer.bench import load_case
 
-    for case in [load_case(name) for name in names]:
+    for name in protocols:
+        backends.load(name)
+    return [load_case(name).only(protocols) for name in names]
+
+
+def _run(cases: Sequence[Case], n: int | None, folder: Path, as_json: bool) -> None:
+    from secure_infer.bench import append, run_case
+
+    for case in cases:
         with _progress() as progress:
             for record in run_case(case, n=n, progress=progress):
                 append(folder / f"{case.name}.jsonl", record)

@@ -41,11 +41,11 @@ def size(count: float | None) -> str:
 
 
 def share(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """A proportion in percent, with its interval if there is one: `96.7 % (83-99)`."""
+    """A proportion in percent, with its interval if there is one: `96.7 % (83.3-99.4)`."""
     if value is None:
         return NOTHING
     text = f"{100 * value:.1f} %"
-    return text if interval is None else f"{text} ({100 * interval[0]:.0f}-{100 * interval[1]:.0f})"
+    return text if interval is None else f"{text} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
 
 
 def ratio(value: float | None) -> str:

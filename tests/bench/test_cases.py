@@ -78,3 +78,11 @@ def test_groups_hold_ours_beside_the_peers_of_the_same_network() -> None:
         [None, "crypten"],
     ]
     assert all(len({entry.n_encrypted for entry in group}) == 1 for group in groups)
+
+
+def test_only_some_protocols() -> None:
+    digits = load_case("digits")
+    assert digits.only([]) == digits
+    assert {entry.protocol for entry in digits.only(["mpc", "ckks"]).entries} == {"mpc", "ckks"}
+    with pytest.raises(UsageError, match="clear, tfhe, ckks, mpc"):
+        digits.only(["bgv"])

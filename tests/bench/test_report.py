@@ -45,7 +45,7 @@ def test_report_from_records(tmp_path: Path) -> None:
         "## made-up",
         "concrete-ml",
         "96.2 % of 449",
-        "95.0 % (76-99)",
+        "95.0 % (76.0-99.0)",
         "64 look ups",
         "Some CPU",
         "0123456789",
@@ -128,7 +128,7 @@ def test_headline_holds_no_peer_no_batch_no_simulation() -> None:
         (markdown.size(25_400_000), "25 MB"),
         (markdown.size(1.2e9), "1.2 GB"),
         (markdown.size(0), "-"),
-        (markdown.share(0.9667, (0.83, 0.994)), "96.7 % (83-99)"),
+        (markdown.share(0.9667, (0.83, 0.994)), "96.7 % (83.0-99.4)"),
         (markdown.ratio(171.3), "171"),
     ],
 )
