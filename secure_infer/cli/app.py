@@ -78,6 +78,9 @@ def _call(words: Sequence[str]) -> int:
             # Libraries warn about themselves, which tells a user of this command nothing.
             warnings.simplefilter("ignore")
         code = _application(words)(args=list(words), prog_name=_PROGRAM, standalone_mode=False)
+    if code == INTERRUPTED:
+        # Typer has turned the interrupt into a code and said nothing.
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from secure_infer.graph import INPUT, Graph, Linear, Node, Polynomial, QuantRelu, Sign, TensorType
@@ -44,6 +46,13 @@ def deep() -> Graph:
 def broken() -> Graph:
     """A function that fails."""
     raise RuntimeError("no network today")
+
+
+def slow() -> Graph:
+    """Says that it began, then takes a minute."""
+    print("began", flush=True)
+    time.sleep(60)
+    return signs()
 
 
 def _net(activation: Sign | QuantRelu | Polynomial) -> Graph:

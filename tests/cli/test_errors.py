@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,17 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(models, "models", _raising(KeyboardInterrupt()))
     assert call(capsys, "models")[0] == 130
+
+
+def test_ctrl_c_ends_a_process_cleanly() -> None:
+    command = [sys.executable, "-m", "secure_infer.cli", "check", f"{NETS}:slow", "--protocol", "clear"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "began\n"
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert err == "error: Interrupted.\n"
 
 
 @pytest.mark.parametrize(
