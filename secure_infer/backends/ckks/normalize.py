@@ -174,7 +174,7 @@ def _substitute(table: Reals, middle: Reals, half: Reals) -> Reals:
     for coefficient in table.T[::-1]:
         shifted = np.roll(result, 1, axis=1)
         shifted[:, 0] = 0
-        result = result * middle[:, None] + shifted * half[:, None]
+        result = np.add(result * middle[:, None], shifted * half[:, None])
         result[:, 0] += coefficient
     return result
 
