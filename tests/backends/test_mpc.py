@@ -198,6 +198,23 @@ def test_the_same_model_again_and_other_batches(session: Session) -> None:
         assert roles[0].statistics["rounds"] == cost(plan, n).rounds
 
 
+def test_queries_at_the_same_time_do_not_get_in_each_others_way(session: Session) -> None:
+    """Callers interleave so that party 0 is asked in one order and party 1 in another."""
+    graph = CASES["relu"]
+    program = compiled(graph)
+    session.load(unpack_halves(program.servers)[0])
+    roles = [PartyRole(session, party) for party in (0, 1)]
+    client = BACKEND.client(program.client)
+    inputs = [inputs_for(graph, n, seed=n) for n in (1, 2, 3, 4)]
+    messages = [client.encrypt(x, client.keygen()) for x in inputs]
+    with ThreadPoolExecutor(8) as threads:
+        first = [threads.submit(roles[0].run, message[0], b"") for message in messages]
+        second = [threads.submit(roles[1].run, message[1], b"") for message in reversed(messages)][::-1]
+        for x, *replies in zip(inputs, first, second, strict=True):
+            y = client.decrypt([reply.result() for reply in replies], client.keygen())
+            assert np.array_equal(y, interpret(graph, x))
+
+
 def test_rounds_do_not_grow_with_batch_or_levels() -> None:
     few, many = (unpack_halves(compiled(alone(QuantRelu(np.arange(levels)), VECTOR)).servers)[1] for levels in (2, 15))
     assert cost(few, 1).rounds == cost(many, 100).rounds

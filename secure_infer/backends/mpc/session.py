@@ -4,123 +4,58 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import struct
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import IO, Any, cast
+from collections.abc import Iterator, Mapping, Sequence
 
-from secure_infer import errors
 from secure_infer.backends.mpc.channel import Identity, new_identity
-from secure_infer.backends.mpc.party import ANSWER, COMMAND, DEALER_NAME, FAILURE, PARTY_NAMES
+from secure_infer.backends.mpc.messages import QUERY
+from secure_infer.backends.mpc.party import DEALER_NAME, PARTY_NAMES
 from secure_infer.backends.mpc.plan import FIRST_PARTY
+from secure_infer.backends.mpc.worker import GRACE_SECONDS, START_SECONDS, Worker
 from secure_infer.errors import Problem, ProtocolError, SecureInferError
 from secure_infer.wire import frame
 from secure_infer.wire.frame import Frame
 
 _LONGEST_RUN = 20  # time limits for one message that a whole run may take
-_START_SECONDS = 120.0
-_GRACE_SECONDS = 0.5
 
 
-class Worker:
-    """One process, and the two pipes it is driven through.
+class Turns:
+    """Lets queries through one after another, both parties of each together, however their callers interleave."""
 
-    Args:
-        name: "party 0", "party 1" or "dealer".
-        threads: Threads that its libraries may use.
-    """
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._current: str | None = None
+        self._done = 0
 
-    def __init__(self, name: str, threads: int) -> None:
-        self.name = name
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "secure_infer.backends.mpc.party"], bufsize=0, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors, env=environment, start_new_session=True)
-        self._commands, self._answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
-        os.set_blocking(self._commands.fileno(), False)
-
-    def send(self, verb: str, meta: Mapping[str, Any] | None = None, parts: Sequence[bytes] = (),
-             seconds: float = _START_SECONDS) -> None:
-        """Send a command.
+    @contextlib.contextmanager
+    def take(self, query: str, seconds: float) -> Iterator[None]:
+        """Wait until no other query is running; the turn ends when both parties are done, or one has failed.
 
         Raises:
-            ProtocolError: The process is gone, or does not take the command in time.
+            ProtocolError: Other queries take longer than `seconds`.
         """
-        data = frame.pack(COMMAND, parts, {"verb": verb, **(meta or {})})
-        view, deadline = memoryview(struct.pack("<Q", len(data)) + data), time.monotonic() + seconds
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._current in (None, query), seconds):
+                raise ProtocolError("The servers are busy.", [
+                    Problem("servers", "Other queries did not end in time.", "ask again later.")])
+            if self._current is None:
+                self._current, self._done = query, 0
         try:
-            while view:
-                self._wait(self._commands, select.POLLOUT, deadline)
-                view = view[os.write(self._commands.fileno(), view) :]
-        except (OSError, ValueError) as error:
-            raise self._gone() from error
+            yield
+        except BaseException:
+            self._end(query, failed=True)
+            raise
+        self._end(query, failed=False)
 
-    def receive(self, seconds: float) -> Frame:
-        """The answer to a command.
-
-        Raises:
-            ProtocolError: The process is gone, or does not answer in time.
-            SecureInferError: What it met.
-        """
-        deadline = time.monotonic() + seconds
-        (length,) = struct.unpack("<Q", self._read(8, deadline))
-        data = self._read(length, deadline)
-        with contextlib.suppress(errors.BundleError):
-            return frame.unpack(data, ANSWER)
-        meta = frame.unpack(data, FAILURE).meta
-        raise getattr(errors, meta["type"], ProtocolError)(meta["summary"], [Problem(*p) for p in meta["problems"]])
-
-    def end(self) -> None:
-        """End the process and wait for it, so that no zombie stays."""
-        with contextlib.suppress(OSError):
-            self.process.kill()
-        self.process.wait()
-        for pipe in (self._commands, self._answers, self._errors):
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-    def _read(self, count: int, deadline: float) -> bytes:
-        pieces = []
-        try:
-            while count:
-                self._wait(self._answers, select.POLLIN, deadline)
-                piece = os.read(self._answers.fileno(), min(count, 1 << 20))
-                if not piece:
-                    raise self._gone()
-                pieces.append(piece)
-                count -= len(piece)
-        except (OSError, ValueError) as error:
-            raise self._gone() from error
-        return b"".join(pieces)
-
-    def _wait(self, pipe: IO[bytes], event: int, deadline: float) -> None:
-        poll = select.poll()
-        poll.register(pipe, event)
-        if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
-            self.process.kill()  # a late answer must not be taken for the answer to a later command
-            raise ProtocolError(f"The {self.name} does not answer.", [
-                Problem(self.name, "It took longer than its time limit.", "compile with a longer timeout.")])
-
-    def _gone(self) -> ProtocolError:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_GRACE_SECONDS)
-        return ProtocolError(f"The {self.name} is gone.", [
-            Problem(self.name, f"Its process ended with code {self.process.returncode}. {self._last_words()}".strip(),
-                    "start the servers again.")])
-
-    def _last_words(self) -> str:
-        with contextlib.suppress(OSError, ValueError):
-            self._errors.seek(0)
-            lines = self._errors.read()[-2000:].decode(errors="replace").strip().splitlines()
-            return lines[-1] if lines else ""
-        return ""
+    def _end(self, query: str, failed: bool) -> None:
+        with self._changed:
+            if self._current == query:
+                self._done += 1
+                if failed or self._done == len(PARTY_NAMES):
+                    self._current = None
+            self._changed.notify_all()
 
 
 class Session:
@@ -139,6 +74,7 @@ class Session:
         threads = max(1, (os.cpu_count() or 1) // 2)
         self.timeout = timeout
         self._workers: dict[str, Worker] = {}
+        self._locks, self._turns = (threading.Lock(), threading.Lock()), Turns()
         self.close = weakref.finalize(self, _end, self._workers)
         try:
             for name in names:
@@ -161,10 +97,12 @@ class Session:
 
     def run(self, party: int, message: bytes) -> Frame:
         """Run one party; the other must be run meanwhile, in another thread."""
-        worker = self._worker(PARTY_NAMES[party])
+        worker, limit = self._worker(PARTY_NAMES[party]), _LONGEST_RUN * self.timeout
+        query = str(frame.unpack(message, QUERY).meta.get("session"))
         try:
-            worker.send("run", parts=[message])
-            return worker.receive(_LONGEST_RUN * self.timeout)
+            with self._turns.take(query, limit), self._locks[party]:
+                worker.send("run", parts=[message])
+                return worker.receive(limit)
         except ProtocolError as error:
             raise self._explained(error) from error
 
@@ -181,11 +119,11 @@ class Session:
                     "threads": threads}
             mine = identities[name]
             worker.send("start", meta, [mine.key, mine.certificate, *peers.values()])
-        answers = self._gather(list(self._workers), _START_SECONDS)
+        answers = self._gather(list(self._workers), START_SECONDS)
         ports = {name: answer.meta["port"] for name, answer in answers.items()}
         for worker in self._workers.values():
             worker.send("connect", {"ports": ports})
-        self._gather(list(self._workers), _START_SECONDS)
+        self._gather(list(self._workers), START_SECONDS)
 
     def _worker(self, name: str) -> Worker:
         if name not in self._workers:
@@ -207,7 +145,7 @@ class Session:
 
     def _explained(self, error: ProtocolError) -> ProtocolError:
         """The error, with every process that has ended named."""
-        deadline = time.monotonic() + _GRACE_SECONDS
+        deadline = time.monotonic() + GRACE_SECONDS
         named = {problem.where for problem in error.problems}
         while time.monotonic() < deadline:
             ended = {name: worker.process.returncode for name, worker in self._workers.items()
@@ -229,7 +167,6 @@ class PartyRole:
 
     def __init__(self, session: Session, party: int) -> None:
         self._session, self._party = session, party
-        self._lock = threading.Lock()
         self._cpu_seconds = 0.0
         self.statistics: dict[str, float] = {}
 
@@ -245,8 +182,7 @@ class PartyRole:
             KeyMismatch: A share for another model.
             ProtocolError: The other party was not run, or a process or connection failed; says which.
         """
-        with self._lock:
-            answer = self._session.run(self._party, message)
+        answer = self._session.run(self._party, message)
         self.statistics = dict(answer.meta)
         self._cpu_seconds += self.statistics["cpu_seconds"]
         return answer.parts[0]
