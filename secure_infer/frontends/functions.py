@@ -93,6 +93,10 @@ def _reshaping(*shape: Any, **options: Any) -> nn.Module:
     return Reshaping()
 
 
+def _idle(*_: Any, **__: Any) -> nn.Module:
+    return nn.Identity()
+
+
 def _max_pool(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
               return_indices: bool = False) -> nn.Module:
     return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
@@ -107,7 +111,8 @@ FUNCTIONS: Mapping[str, Make] = {
     "hardswish": nn.Hardswish, "square": Squaring, "pow": _power,
     "avg_pool2d": nn.AvgPool2d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d, "max_pool2d": _max_pool, "mean": _mean,
     "flatten": _reshaping, "view": _reshaping, "reshape": _reshaping, "squeeze": _reshaping,
-    "unsqueeze": _reshaping, "contiguous": nn.Identity, "clone": nn.Identity,
+    "unsqueeze": _reshaping, "contiguous": _idle, "clone": _idle, "to": _idle, "float": _idle,
+    "double": _idle, "detach": _idle,
     "dropout": _dropout, "dropout2d": _dropout,
     "softmax": lambda dim=None, **_: nn.Softmax(dim), "log_softmax": lambda dim=None, **_: nn.LogSoftmax(dim),
 }

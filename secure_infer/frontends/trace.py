@@ -91,8 +91,10 @@ def trace(net: nn.Module) -> fx.GraphModule:
     Raises:
         UnsupportedNetwork: Control flow that depends on data.
     """
+    tracer = _Tracer()
     try:
-        return fx.GraphModule(net, _Tracer().trace(net))  # type: ignore[no-any-return]
+        root = nn.Sequential(net) if tracer.is_leaf_module(net, "") else net
+        return fx.GraphModule(root, tracer.trace(root))  # type: ignore[no-any-return]
     except Exception as error:
         raise UnsupportedNetwork("The network can't be traced.", [
             Problem(type(net).__name__, f"{type(error).__name__}: {_first_line(error)}", _TRACE_FIX)]) from error

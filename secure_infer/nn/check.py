@@ -17,7 +17,8 @@ Rule = Callable[[Any, str], Iterator[Finding]]
 
 _RULES: dict[str, Rule] = {}
 _FIX = "secure_infer.fix(net, 'ckks'), then train or fine-tune."
-_SHAPES = ("size", "getattr", "getitem", "shape", "dim", "numel", "floordiv", "contiguous", "clone")
+_SHAPES = ("size", "getattr", "getitem", "shape", "dim", "numel", "floordiv", "contiguous", "clone",
+           "to", "float", "double", "detach")
 _ARITHMETIC = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div", "neg")
 _SAME = {"clamp": "hardtanh", "clip": "hardtanh", "view": "flatten", "reshape": "flatten", "squeeze": "flatten",
          "unsqueeze": "flatten", "unflatten": "flatten", "pow": "square", "signlayer": "sign"}
@@ -44,7 +45,7 @@ def check(net: nn.Module, protocol: str, input_shape: tuple[int, ...] | None = N
     net.eval()
     try:
         traced = trace(net)
-        problems = [problem for node in traced.graph.nodes for problem in _problems(node, traced, protocol)]
+        problems = [problem for node in _reading_input(traced) for problem in _problems(node, traced, protocol)]
         return problems + (_shape_problems(traced, net, input_shape) if input_shape is not None else [])
     except _Untraceable as error:
         return [Problem(type(net).__name__, f"It can't be traced: {error}",
@@ -71,11 +72,22 @@ class _Tracer(fx.Tracer):
 
 
 def trace(net: nn.Module) -> fx.GraphModule:
-    """The network as an fx graph of layers."""
+    """The network as an fx graph of layers; a single layer counts as a network of one."""
+    tracer = _Tracer()
     try:
-        return fx.GraphModule(net, _Tracer().trace(net))  # type: ignore[no-any-return]
+        root = nn.Sequential(net) if tracer.is_leaf_module(net, "") else net
+        return fx.GraphModule(root, tracer.trace(root))  # type: ignore[no-any-return]
     except Exception as error:
         raise _Untraceable(f"{type(error).__name__}: {str(error).splitlines()[:1]}") from error
+
+
+def _reading_input(traced: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that depend on the input; the others are constants, computed in the clear."""
+    found: dict[fx.Node, None] = {}
+    for node in traced.graph.nodes:
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found[node] = None
+    return list(found)
 
 
 def _exported(layer: nn.Module) -> str | None:

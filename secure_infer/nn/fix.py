@@ -61,7 +61,10 @@ def fix(net: nn.Module, protocol: str, calibration: npt.ArrayLike | Tensor | Non
     peaks = _peaks(fixed, calibration) if calibration is not None and protocol == "ckks" else {}
     parameter = next(fixed.parameters(), torch.zeros(()))
     made: dict[nn.Module, nn.Module | None] = {}
+    gone: set[str] = set()
     for name, layer in list(fixed.named_modules(remove_duplicate=False)):
+        if any(name.startswith(f"{other}.") for other in gone):
+            continue
         if layer not in made:
             made[layer] = _replacement(layer, protocol, degree, peaks.get(name, radius))
         replacement = made[layer]
@@ -72,6 +75,7 @@ def fix(net: nn.Module, protocol: str, calibration: npt.ArrayLike | Tensor | Non
         if not name:
             return replacement
         _set(fixed, name, replacement)
+        gone.add(name)
     return fixed
 
 
