@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from secure_infer.backends.base import Program
 from secure_infer.backends.mpc import MpcBackend
 from secure_infer.backends.mpc.backend import unpack_halves
+from secure_infer.backends.mpc.messages import Share, unpack
 from secure_infer.backends.mpc.plan import FIRST_PARTY, Plan
 from secure_infer.errors import (
     BundleError,
@@ -83,6 +84,12 @@ def compiled(graph: Graph, **options: object) -> Program:
 def run_both(roles: list[PartyRole], messages: tuple[bytes, ...]) -> list[bytes]:
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(lambda pair: pair[0].run(pair[1], b""), zip(roles, messages, strict=True)))
+
+
+def failures_of_both(roles: list[PartyRole], messages: Sequence[bytes]) -> list[BaseException | None]:
+    with ThreadPoolExecutor(2) as threads:
+        futures = [threads.submit(role.run, message, b"") for role, message in zip(roles, messages, strict=True)]
+    return [future.exception() for future in futures]
 
 
 def predict(session: Session, program: Program, x: Integers) -> Integers:
@@ -318,6 +325,10 @@ def test_malformed_halves_are_refused_before_any_process_starts(monkeypatch: pyt
                    [b"", b""], [program.servers[0], program.servers[1][:-1]], [program.client, program.client]):
         with pytest.raises(BundleError):
             BACKEND.servers(halves)
+    plan, *_ = frame.unpack(program.servers[0], "mpc-server").parts
+    foreign = frame.unpack(compiled(CASES["conv"]).servers[0], "mpc-server").parts[1:]
+    with pytest.raises(BundleError, match="do not fit the plan"):
+        BACKEND.servers([frame.pack("mpc-server", [plan, *foreign], {"party": 0}), program.servers[1]])
     newer = json.loads(frame.unpack(program.servers[1], "mpc-server").parts[0])
     with pytest.raises(BundleError, match="schema"):
         Plan.from_bytes(json.dumps({**newer, "schema": 9}).encode())
@@ -444,6 +455,11 @@ def test_refused_messages_leave_the_parties_usable(session: Session) -> None:
     ):
         with pytest.raises(error):
             roles[0].run(message, b"")
+    uneven = [Share(share.model, share.session, party, share.values[: 2 - party]).pack("mpc-share")
+              for party, share in enumerate(unpack(m, "mpc-share", whole.meta["model"], party, (5,))
+                                            for party, m in enumerate(client.encrypt(x, client.keygen())))]
+    failures = failures_of_both(roles, uneven)
+    assert all("share of another shape" in str(failure) for failure in failures)
     y = client.decrypt(run_both(roles, good), client.keygen())
     assert np.array_equal(y, interpret(TINY, x))
 
@@ -461,9 +477,7 @@ def test_a_party_that_is_run_alone_gives_up_and_stays_usable() -> None:
         assert np.array_equal(client.decrypt(run_both(roles, messages), client.keygen()), interpret(graph, x))
         processes = list(roles[0]._session.processes.values())
         os.kill(roles[0]._session.processes["dealer"], signal.SIGKILL)
-        with ThreadPoolExecutor(2) as threads:
-            failures = [threads.submit(role.run, message, b"").exception()
-                        for role, message in zip(roles, client.encrypt(x, client.keygen()), strict=True)]
+        failures = failures_of_both(roles, client.encrypt(x, client.keygen()))
         assert all(isinstance(failure, ProtocolError) for failure in failures)
         assert all("dealer" in str(failure) for failure in failures)
     finally:

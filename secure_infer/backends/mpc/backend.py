@@ -118,7 +118,7 @@ def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Pla
     """The parts of both halves, and the plan they share.
 
     Raises:
-        BundleError: Not two halves of one model, or weights in the half of party 1.
+        BundleError: Not two halves of one model, weights in the half of party 1, or weights that do not fit the plan.
     """
     if len(halves) != PARTIES:
         raise BundleError(f"Expected {PARTIES} server halves, got {len(halves)}.")
@@ -134,6 +134,10 @@ def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Pla
     if parts[0][0] != parts[1][0]:
         raise BundleError("The halves belong to different models.", [
             Problem(KIND, "Their plans differ.", "use the halves of one bundle.")])
+    graph = store.from_bytes(*parts[0][1:])
+    if plan(graph, public.model, public.provider, public.timeout).to_bytes() != parts[1][0]:
+        raise BundleError("The weights of party 0 do not fit the plan.", [
+            Problem(KIND, "They belong to another network.", "fetch or compile the model again.")])
     return parts, public
 
 
