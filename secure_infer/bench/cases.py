@@ -51,7 +51,8 @@ class Entry:
     @property
     def label(self) -> str:
         """A name for progress lines."""
-        extras = [self.peer or "", f"batch {self.batch}" if self.batch > 1 else "", "" if self.encrypts else self.mode]
+        batch = f"batch {self.batch}" if self.batch > 1 else ""
+        extras = [self.peer or "", batch, self.mode if self.mode != MODES[0] else ""]
         return " ".join([self.model, self.protocol, *filter(None, extras)])
 
     @property

@@ -29,6 +29,13 @@ class Floor:
     skipped: tuple[str, ...]
     cores: int
 
+    def cpu_ratio(self, cpu_s: float | None) -> float | None:
+        """CPU seconds of a run over those of its primitives: on a busy machine fairer than wall time.
+
+        None where primitives are counted that wait rather than compute.
+        """
+        return None if not cpu_s or SEQUENTIAL & self.primitives_s.keys() else cpu_s / self.cpu_seconds
+
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
         return asdict(self)

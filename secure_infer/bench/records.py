@@ -77,8 +77,7 @@ def timing(entry: Entry, setup: Setup, samples: Sequence[Sample], bound: Floor |
         "counts": {**setup.counts, **statistics},
         "floor_s": bound.seconds if bound else None,
         "floor_ratio": run / bound.seconds if bound and run is not None else None,
-        # On a busy machine CPU over CPU is the fairer ratio.
-        "floor": bound.as_dict() | {"cpu_ratio": busy / bound.cpu_seconds if busy else None} if bound else None,
+        "floor": bound.as_dict() | {"cpu_ratio": bound.cpu_ratio(busy)} if bound else None,
     }
 
 

@@ -28,6 +28,14 @@ def test_floor_divides_the_counted_cost_among_cores_and_names_what_it_skips() ->
     assert found is not None
     assert found.seconds == pytest.approx(64 * 0.02 / 2 + 3 * 0.001), "rounds follow one another"
     assert found.skipped == ("additions",)
+    assert found.cpu_ratio(5.0) is None, "a round waits, it does not compute"
+
+
+def test_floor_in_cpu_time() -> None:
+    found = floor({"bootstraps": 64}, {"bootstraps": 0.02}, 2)
+    assert found is not None
+    assert found.cpu_ratio(2.56) == pytest.approx(2.0)
+    assert found.cpu_ratio(None) is None
 
 
 @pytest.mark.parametrize("counts", [{}, {"additions": 5}, {"bootstraps": 0}])
