@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
     and a defect gives 70 and one line (with `--debug`, its traceback).
     """
     words = list(arguments) or ["--help"]
-    as_json = console.wants_json(words)
+    as_json = console.wants_json(words, _verb(words))
     try:
         return _call(words)
     except SecureInferError as error:
@@ -72,7 +72,16 @@ def run(arguments: Sequence[str]) -> int:
         return _defect(error, words, as_json)
 
 
+def _verb(words: Sequence[str]) -> str:
+    """The verb that is called; the options before it take no values."""
+    return next((word for word in words if not word.startswith("-")), "")
+
+
 def _call(words: Sequence[str]) -> int:
+    log = logging.getLogger("secure_infer")
+    if not log.handlers:
+        # Without a handler, Python prints warnings that our errors repeat.
+        log.addHandler(logging.NullHandler())
     with warnings.catch_warnings():
         if _DEBUG not in words:
             # Libraries warn about themselves, which tells a user of this command nothing.
@@ -101,7 +110,7 @@ def _application(words: Sequence[str]) -> Callable[..., Any]:
     epilog = "\n".join(["Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in exit_codes().items())])
     app = typer.Typer(name=_PROGRAM, help=_ABOUT, epilog=epilog, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_options)
-    called = next((word for word in words if not word.startswith("-")), None)
+    called = _verb(words)
     for name, verb in VERBS.items():
         function = _function(name, verb) if name == called else _placeholder
         app.command(name, help=None if name == called else verb.help, rich_help_panel=verb.panel)(function)
@@ -136,8 +145,8 @@ def _options(
 
 def _misuse(error: Any, words: Sequence[str]) -> UsageError:
     """What the option parser refused, as an error of ours."""
-    verb = next((word for word in words if word in VERBS), "")
-    command = " ".join(filter(None, [_PROGRAM, verb, "--help"]))
+    verb = [_verb(words)] if _verb(words) in VERBS else []
+    command = " ".join([_PROGRAM, *verb, "--help"])
     return UsageError(str(error.format_message()), [Problem("command", "Not understood.", f"see `{command}`.")])
 
 

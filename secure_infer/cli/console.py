@@ -15,12 +15,11 @@ from secure_infer.errors import SecureInferError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 
-def wants_json(words: Sequence[str]) -> bool:
+def wants_json(words: Sequence[str], verb: str) -> bool:
     """Whether standard output carries JSON: `--json`, but not `--json FILE` as the demo has it."""
     if "--json" not in words:
         return False
-    after = words[words.index("--json") + 1 :][:1]
-    return "demo" not in words or after == ["-"]
+    return verb != "demo" or words[words.index("--json") + 1 :][:1] == ["-"]
 
 
 def say(text: str) -> None:
