@@ -36,7 +36,7 @@ _SIDE = 32
 
 def render(runs: Sequence[Run], digits: Sequence[Digit], host: Mapping[str, Any]) -> str:
     """The page."""
-    template = Template(resources("secure_infer.cli").joinpath("demo.html").read_text(encoding="utf-8"))
+    template = Template(resources("secure_infer.cli").joinpath("demo_page.html").read_text(encoding="utf-8"))
     ready = [run for run in runs if run.readings]
     total, agree = sum(len(run.readings) for run in ready), sum(run.agreeing() for run in ready)
     right = sum(run.correct(digits) for run in ready)
