@@ -36,7 +36,7 @@ def assemble(graph: Graph, plan: Plan, output: Output, options: Options, circuit
     """The program of a compiled circuit."""
     from concrete import fhe
 
-    from secure_infer.backends.tfhe.roles import CLIENT, SERVER, description
+    from secure_infer.backends.tfhe.roles import CLIENT, SERVER, description, discard_files
 
     specs = description(circuit.client.specs)
     held = plan.result
@@ -47,8 +47,10 @@ def assemble(graph: Graph, plan: Plan, output: Output, options: Options, circuit
     }
     server = frame.pack(SERVER, [circuit.mlir.encode(), specs], {"settings": settings, "version": fhe.__version__})
     look_ups = int(circuit.programmable_bootstrap_count)
-    return Program((server,), frame.pack(CLIENT, [specs], meta), _guarantee(plan, output, options, look_ups),
-                   _parameters(plan, output, options, circuit), {"look_ups": look_ups})
+    program = Program((server,), frame.pack(CLIENT, [specs], meta), _guarantee(plan, output, options, look_ups),
+                      _parameters(plan, output, options, circuit), {"look_ups": look_ups})
+    discard_files(circuit.server)
+    return program
 
 
 def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> Guarantee:

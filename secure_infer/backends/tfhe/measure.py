@@ -41,7 +41,7 @@ def look_up_seconds(program: Program) -> dict[str, float]:
 def _measure(kind: Kind, settings: dict[str, Any]) -> tuple[float, float]:
     """Seconds of CPU, and look-ups, of one element of a kind."""
     from secure_infer.backends.tfhe.circuit import look_up, pin_bits, trace
-    from secure_infer.backends.tfhe.roles import configuration
+    from secure_infer.backends.tfhe.roles import configuration, discard_files
 
     bits = kind[0]
     plan = _typical(*kind)
@@ -52,7 +52,10 @@ def _measure(kind: Kind, settings: dict[str, Any]) -> tuple[float, float]:
     circuit.run(encrypted)  # the first run decompresses the keys
     start = time.process_time()
     circuit.run(encrypted)
-    return (time.process_time() - start) / ELEMENTS, circuit.programmable_bootstrap_count / ELEMENTS
+    seconds = time.process_time() - start
+    count = circuit.programmable_bootstrap_count
+    discard_files(circuit.server)
+    return seconds / ELEMENTS, count / ELEMENTS
 
 
 def _typical(bits: int, removed: int, method: str) -> LookUp | Split:

@@ -30,7 +30,7 @@ class Shapes:
 
     def __init__(self, meta: Any) -> None:
         self.input_shape = tuple(meta["input"]["shape"])
-        self.low, self.high = meta["input"]["low"], meta["input"]["high"]
+        self.low, self.high = int(meta["input"]["low"]), int(meta["input"]["high"])
         self.output_shape = tuple(meta["output"]["shape"])
         self.gain, self.center = int(meta["output"]["gain"]), int(meta["output"]["center"])
         self.rest = np.asarray(meta["output"]["rest"], dtype=np.int64).reshape(self.output_shape)
@@ -190,12 +190,17 @@ def build(half: bytes, simulated: bool) -> tuple[Any, bytes]:
             Problem("server half", what, "compile the model again.")]) from error
     rebuilt = description(server.client_specs)
     program = ServerProgram(server._library, simulated).get_server_circuit(json.loads(rebuilt)["circuits"][0]["name"])
-    shutil.rmtree(server._library.get_output_dir_path(), ignore_errors=True)
+    discard_files(server)
     if not simulated and keyring.circuit_id(rebuilt) != keyring.circuit_id(specs):
         raise BundleError("The server half was compiled by another version of concrete-python.", [
             Problem("server half", f"It was made with {received.meta.get('version')}; this is {fhe.__version__}, which "
                                    "chooses other parameters.", "install that version, or compile the model again.")])
     return program, rebuilt
+
+
+def discard_files(server: Any) -> None:
+    """Delete what concrete wrote to a temporary folder when it compiled; what is loaded stays usable."""
+    shutil.rmtree(server._library.get_output_dir_path(), ignore_errors=True)
 
 
 def configuration(p_error: float, security: int, dimensions: Sequence[int], log_sizes: Sequence[int]) -> Any:
