@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -93,7 +93,7 @@ class Residual(nn.Module):
 def nets(draw: st.DrawFn) -> tuple[nn.Module, np.ndarray]:
     """A binarized or Brevitas network of one to three convolutions and a linear layer, with inputs."""
     torch.manual_seed(draw(st.integers(0, 2**31)))
-    channels, height, width = draw(st.integers(1, 3)), draw(st.integers(4, 6)), draw(st.integers(4, 6))
+    channels, height, width = draw(st.integers(1, 3)), draw(st.integers(7, 8)), draw(st.integers(7, 9))
     x = images(channels, height, width)
     layers: list[nn.Module] = [quant_identity(draw(st.integers(2, 5)), signed=False)]
     for _ in range(draw(st.integers(1, 3))):
@@ -119,7 +119,7 @@ def nets(draw: st.DrawFn) -> tuple[nn.Module, np.ndarray]:
     return nn.Sequential(*layers), x
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(nets(), st.sampled_from(["clear", "tfhe", "mpc"]))
 def test_drawn_networks(drawn: tuple[nn.Module, np.ndarray], protocol: str) -> None:
     net, x = drawn
