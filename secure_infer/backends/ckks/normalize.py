@@ -30,11 +30,13 @@ class Unit:
     Attributes:
         name: Name of the graph's node.
         affine: Map from earlier units to `w`.
+        group: Consecutive elements that belong to one channel.
         coefficients: None for the square, else one polynomial in `w` for each element, `(elements, degree + 1)`.
     """
 
     name: str
     affine: Affine
+    group: int
     coefficients: Reals | None
 
     @property
@@ -122,16 +124,18 @@ def normalize(network: Network, kind: TensorType, calibration: Reals) -> Normali
 
 def _unit(activation: Activation, read: Reals, expansions: Mapping[str, _Expansion]) -> tuple[Unit, _Expansion]:
     low, high = _channel_ranges(read, activation.channels)
+    group = len(low) // activation.channels
     if activation.coefficients.shape[1] == 3:
         element, shift, width, expansion = _squares(activation.coefficients, low, high)
-        return Unit(activation.name, _fold(activation.affine, expansions, element, shift, width), None), expansion
+        affine = _fold(activation.affine, expansions, element, shift, width)
+        return Unit(activation.name, affine, group, None), expansion
     middle, half = (low + high) / 2, MARGIN * (high - low) / 2
     table = _substitute(activation.coefficients, middle, half)
     peak = np.abs(horner(activation.coefficients, read)).max(axis=0)
     peak = MARGIN * np.maximum(peak, _FLOOR * peak.max()) + (peak.max() == 0)
     every = np.arange(len(middle))
-    unit = Unit(activation.name, _fold(activation.affine, expansions, every, -middle, half), table / peak[:, None])
-    return unit, _Expansion(every, peak, np.zeros(len(middle)))
+    affine = _fold(activation.affine, expansions, every, -middle, half)
+    return Unit(activation.name, affine, group, table / peak[:, None]), _Expansion(every, peak, np.zeros(len(middle)))
 
 
 def _channel_ranges(read: Reals, channels: int) -> tuple[Reals, Reals]:

@@ -21,7 +21,9 @@ from secure_infer.backends.ckks.lower import Indices, Matrix, Reals
 Booleans = npt.NDArray[np.bool_]
 
 _SPARSE = 0.25
-_MOST_PER_ROW = 512
+_MOST_PER_ROW = 2048
+_PROBED = 32
+_FAVORED = 32
 _MOST_DIAGONALS = 400
 _WIDEST_SEARCH = 256
 
@@ -205,7 +207,7 @@ def _term_entries(number: int, term: Term, rows_period: int) -> tuple[Indices, I
 def best_split(keys: Indices, modulus: Indices, costs: Costs) -> tuple[float, Split]:
     """The cheapest split of these diagonals, and the cost of its rotations and products."""
     most = int(modulus.max(initial=1))
-    widest = _WIDEST_SEARCH if len(keys) <= _MOST_DIAGONALS else 1
+    widest = _WIDEST_SEARCH * _MOST_DIAGONALS // max(len(keys), _MOST_DIAGONALS)
     steps = {*range(1, min(most, widest) + 1), *(1 << bits for bits in range(most.bit_length()))}
     best = (np.inf, Split(1, False))
     source = (keys[:, 0] * (keys[:, 1].max(initial=0) + 1) + keys[:, 1]) << 32
@@ -222,16 +224,15 @@ def best_split(keys: Indices, modulus: Indices, costs: Costs) -> tuple[float, Sp
     return best
 
 
-def choose_layout(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, slots: int,
+def choose_layout(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, slots: int,
                   costs: Costs) -> Layout:
     """Where the rows of a stretch are placed, by the cost of the diagonals that follow."""
-    candidates = [packed(rows, slots)]
-    if rows <= slots:
-        candidates += [Layout(1 << bits, 1, candidates[0].positions)
-                       for bits in range(candidates[0].period.bit_length(), slots.bit_length())]
-        if _is_sparse(matrices) and all(len(matrix.values) for matrix in matrices.values()):
-            found = (share_diagonals(matrices, layouts, rows, layout.period) for layout in list(candidates))
-            candidates = [layout for layout in found if layout] + candidates
+    least = packed(rows, slots)
+    candidates = [least] + [Layout(1 << bits, 1, least.positions)
+                            for bits in range(least.period.bit_length(), slots.bit_length()) if least.blocks == 1]
+    if _is_sparse(matrices) and all(len(matrix.values) for matrix in matrices.values()):
+        found = [share_diagonals(matrices, layouts, rows, group, c.period, c.blocks) for c in candidates]
+        candidates = [layout for layout in found if layout] + candidates
     return min(candidates, key=lambda layout: _layout_cost(matrices, layouts, layout, costs))
 
 
@@ -255,29 +256,32 @@ def _layout_cost(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], 
     return best_split(keys, modulus, costs)[0] + folds * rows.blocks * costs.fold
 
 
-def share_diagonals(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int,
-                    period: int) -> Layout | None:
-    """Place rows greedily, the fullest first, each where it needs the fewest diagonals that no earlier row has.
+def share_diagonals(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, period: int,
+                    blocks: int) -> Layout | None:
+    """Place rows greedily, each where it needs the fewest diagonals that no earlier row has.
+
+    Groups of `group` rows (the pixels of a channel) come one after another; in each, the fullest rows come first, as
+    those at the border fit wherever an inner row does.
 
     Returns:
         None if the matrix has no such structure.
     """
     terms = positioned(matrices, layouts, packed(rows, rows))
-    entries = _entries_by_row(terms, rows, period)
-    used = np.zeros(sum(int(term.cols.max()) // term.period + 1 for term in terms) * period, dtype=bool)
-    free, positions = np.ones(period, dtype=bool), np.zeros(rows, dtype=np.int64)
-    for row in sorted(range(rows), key=lambda i: -len(entries[i])):
-        position = _place_row(entries[row], used, free)
+    entries, size = _entries_by_row(terms, rows, period)
+    used, free = np.zeros((blocks, size), dtype=bool), np.ones(blocks * period, dtype=bool)
+    dense = sum(min(period, t.period) * (int(t.cols.max()) // t.period + 1) for t in terms) * blocks
+    positions = np.zeros(rows, dtype=np.int64)
+    for row in sorted(range(rows), key=lambda i: (i // group, -len(entries[i]))):
+        position = _place_row(entries[row], used, free, period)
         positions[row], free[position] = position, False
-        start, col, modulus = entries[row].T
-        used[start + (col - position) % modulus] = True
-        if np.count_nonzero(used) > _MOST_DIAGONALS:
+        used.reshape(-1)[_diagonals_of(entries[row], np.array([position]), size, period)] = True
+        if np.count_nonzero(used) > max(_MOST_DIAGONALS, dense // 2):
             return None
-    return Layout(period, 1, positions)
+    return Layout(period, blocks, positions)
 
 
-def _entries_by_row(terms: Sequence[Term], rows: int, period: int) -> list[Indices]:
-    """For each row its entries: start of the table for its term and block, column, and modulus of its diagonals."""
+def _entries_by_row(terms: Sequence[Term], rows: int, period: int) -> tuple[list[Indices], int]:
+    """For each row its entries `(start of the table of its term and block, column, modulus)`; and the tables' size."""
     parts, start = [], 0
     for term in terms:
         block, col = np.divmod(term.cols, term.period)
@@ -286,21 +290,30 @@ def _entries_by_row(terms: Sequence[Term], rows: int, period: int) -> list[Indic
         start += (int(block.max()) + 1) * period
     joined, row = np.concatenate(parts), np.concatenate([term.rows for term in terms])
     order = np.argsort(row, kind="stable")
-    return np.split(joined[order], np.searchsorted(row[order], np.arange(1, rows)))
+    return np.split(joined[order], np.searchsorted(row[order], np.arange(1, rows))), start
 
 
-def _place_row(entries: Indices, used: Booleans, free: Booleans) -> int:
-    """The free position at which a row needs the fewest new diagonals."""
+def _diagonals_of(entries: Indices, positions: Indices, size: int, period: int) -> Indices:
+    """Index of the diagonal of every entry if its row were at each position, shape `(entries, positions)`."""
+    start, col, modulus = entries[:, :, None].transpose(1, 0, 2)
+    return np.asarray(positions // period * size + start + (col - positions % period) % modulus)
+
+
+def _place_row(entries: Indices, used: Booleans, free: Booleans, period: int) -> int:
+    """The free position at which a row needs the fewest new diagonals, of those that a few of its entries favor."""
     if not len(entries):
         return int(np.flatnonzero(free)[-1])
-    start, col, modulus = entries[:, :, None].transpose(1, 0, 2)
-    known = np.flatnonzero(used[start[0, 0] : start[0, 0] + modulus[0, 0]])
-    likely = (col[0] - known[:, None] + modulus[0] * np.arange(len(free) // modulus[0, 0])) % len(free)
-    likely = likely[free[likely]]
-    for candidates in (likely, np.flatnonzero(free)):
-        if len(candidates):
-            new = np.count_nonzero(~used[start + (col - candidates) % modulus], axis=0)
+    start, col, modulus = (int(n) for n in entries[0])
+    known = np.flatnonzero(used[:, start : start + modulus].any(axis=0))
+    likely = (col - known[:, None] + modulus * np.arange(len(free) // modulus)).reshape(-1) % len(free)
+    probe = entries[:: -(-len(entries) // _PROBED)]
+    best, fewest = -1, len(entries) + 1
+    for candidates in (likely[free[likely]], np.flatnonzero(free)):
+        if fewest and len(candidates):
+            new = np.count_nonzero(~used.reshape(-1)[_diagonals_of(probe, candidates, used.shape[1], period)], axis=0)
+            favored = candidates[np.argsort(new, kind="stable")[:_FAVORED]]
+            new = np.count_nonzero(~used.reshape(-1)[_diagonals_of(entries, favored, used.shape[1], period)], axis=0)
             at = int(np.argmin(new))
-            if candidates is not likely or new[at] == 0:
-                return int(candidates[at])
-    raise AssertionError("there are at least as many positions as rows")
+            if new[at] < fewest:
+                best, fewest = int(favored[at]), int(new[at])
+    return best

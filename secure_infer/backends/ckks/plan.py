@@ -139,7 +139,8 @@ def make_plan(network: Normalized, parameters: Parameters) -> tuple[Plan, Layout
     first = Vector(runs[INPUT], parameters.scale, layouts[INPUT].period, layouts[INPUT].blocks)
     vectors = {INPUT: first}
     steps = []
-    for unit in [*(u for u in network.units if u.name in runs), Unit(OUTPUT, network.output, None)]:
+    last = Unit(OUTPUT, network.output, len(network.output.bias), None)
+    for unit in [*(unit for unit in network.units if unit.name in runs), last]:
         layouts[unit.name], step = _step(unit, runs[unit.name], layouts, parameters)
         vectors[unit.name] = step.result
         steps.append(step)
@@ -149,7 +150,7 @@ def make_plan(network: Normalized, parameters: Parameters) -> tuple[Plan, Layout
 def _step(unit: Unit, level: int, layouts: Mapping[str, Layout], parameters: Parameters) -> tuple[Layout, Step]:
     costs = Costs(level + 1)
     matrices = unit.affine.terms or {INPUT: _nothing(unit.size, len(layouts[INPUT].positions))}
-    layout = choose_layout(matrices, layouts, unit.size, parameters.slots, costs)
+    layout = choose_layout(matrices, layouts, unit.size, unit.group, parameters.slots, costs)
     terms = tuple(positioned(matrices, layouts, layout))
     coefficients = None if unit.coefficients is None else layout.place(unit.coefficients.T)
     power = 1 if unit.name == OUTPUT else unit.degree
