@@ -56,9 +56,11 @@ class Ours:
         sent = raw = None
         if self._encrypts:
             self._client: Client = self._compiled.client()
-            evaluation = self._client.keys().evaluation
-            watch.wall_s |= self._client.stopwatch.wall_s
-            watch.cpu_s |= self._client.stopwatch.cpu_s
+            keys = self._client.keys()
+            evaluation = keys.evaluation
+            if keys.secret or evaluation:
+                watch.wall_s |= self._client.stopwatch.wall_s
+                watch.cpu_s |= self._client.stopwatch.cpu_s
             sent = len(evaluation)
             raw = _bytes_in_memory(self._compiled.program) if evaluation else 0
         program = self._compiled.program

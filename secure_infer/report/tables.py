@@ -11,21 +11,24 @@ from secure_infer.report.select import duels, headline, name_of, order
 
 def summary(records: Sequence[Record]) -> str:
     """The README's table: one row for each model and protocol of ours."""
-    header = ("model", "protocol", "accuracy", "same class as clear", "encrypt", "run", "decrypt", "run / floor")
+    header = ("model", "protocol", "accuracy", "same class as clear", "encrypt", "run", "CPU of run", "decrypt")
     rows = [
         (
             f"`{record['model']}`",
             record["protocol"],
             f"{share(record['accuracy'])} of {record['n']}",
             share(record["agreement"]) if record["n_encrypted"] else NOTHING,
-            *(seconds(record["wall_s"][phase]) for phase in ("encrypt", "run", "decrypt")),
+            seconds(record["wall_s"]["encrypt"]),
+            seconds(record["wall_s"]["run"]),
+            seconds(record["cpu_s"]["run"]),
+            seconds(record["wall_s"]["decrypt"]),
             ratio(record["floor_ratio"]),
             size(record["bytes"]["evaluation_keys_sent"]),
             size(record["bytes"]["input"]),
         )
         for record in headline(records)
     ]
-    return table((*header, "keys sent once", "input"), rows, left=2)
+    return table((*header, "run / floor", "keys sent once", "input"), rows, left=2)
 
 
 def quality(records: Sequence[Record]) -> str:
@@ -58,14 +61,15 @@ def latency(records: Sequence[Record]) -> str:
             seconds(record["cpu_s"]["run"]),
             seconds(record["floor_s"]),
             ratio(record["floor_ratio"]),
+            ratio((record["floor"] or {}).get("cpu_ratio")),
         )
         for record in sorted(records, key=order)
     ]
-    return table((*header, "CPU of run", "floor", "run / floor"), rows, left=3)
+    return table((*header, "CPU of run", "floor", "run / floor", "same in CPU time"), rows, left=3)
 
 
 def traffic(records: Sequence[Record]) -> str:
-    """Bytes of keys and messages, and counted operations."""
+    """Bytes of keys and messages, and counted operations; rounds and bytes between parties are those of a request."""
     header = (
         "model",
         "protocol",

@@ -17,7 +17,8 @@ _HEAD = """# Results
 
 Made by `secure-infer bench --report` from the newest record of each row in `results/`; not written by hand.
 Times are medians of wall time an image; *CPU* is that of all parties; *floor* is the time that the counted primitive
-operations alone would take on all cores of the machine, measured in the same run. Intervals are 95 %. A row with
+operations alone would take on all cores of the machine, measured in the same run. Rounds and bytes between parties
+are those of a request, also where it holds a batch. Intervals are 95 %. A row with
 0 encrypted images shows the clear protocol, or a simulation where it says so.
 """
 
