@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from secure_infer import files, zoo
+from secure_infer.errors import BundleError, Problem
 from secure_infer.frontends import to_graph
 from secure_infer.graph import Graph, interpret
 from secure_infer.graph.analyse import calibrated_ranges, cost
@@ -33,17 +35,37 @@ def publish(folder: Path, progress: bool = False) -> Trained:
         UsageError: A recipe that is not valid, or a folder that can't be written to.
         DataError: The data set is not to be had.
     """
-    plan = read_recipe(folder / zoo.RECIPE)
-    data = load_dataset(plan.dataset)
-    trained = train(plan, progress, data)
+    trained = train(read_recipe(folder / zoo.RECIPE), progress)
     weights = zoo.to_bytes(trained.net)
-    net = zoo.with_weights(plan, weights)
-    graph = golden_graph(net, plan, data)
-    record = {**_vectors(graph, data), **_results(trained, weights)}
     files.write(folder / zoo.WEIGHTS, weights)
+    describe(folder, _results(trained, weights))
+    return trained
+
+
+def describe(folder: Path, results: Mapping[str, Any] | None = None) -> None:
+    """Write the golden vectors and the card of the model in `folder` anew, without training.
+
+    Args:
+        folder: Holds `recipe.toml` and the weights.
+        results: What training gave; what `golden.json` says of it if None.
+
+    Raises:
+        BundleError: Weights that are not those of the recorded results.
+        UsageError: A recipe that is not valid, or a folder that can't be read or written.
+        DataError: The data set is not to be had.
+    """
+    plan = read_recipe(folder / zoo.RECIPE)
+    weights = files.read(folder / zoo.WEIGHTS)
+    known = results or {key: value for key, value in json.loads(files.read(folder / zoo.GOLDEN)).items()
+                        if key in ("weights_sha256", "accuracy", "seconds", "host")}
+    if hashlib.sha256(weights).hexdigest() != known["weights_sha256"]:
+        raise BundleError("The weights are not those that the results belong to.", [
+            Problem(str(folder / zoo.WEIGHTS), "Its SHA-256 is another.", "publish the model again.")])
+    data = load_dataset(plan.dataset)
+    graph = golden_graph(zoo.with_weights(plan, weights), plan, data)
+    record = {**_vectors(graph, data), **known}
     files.write(folder / zoo.GOLDEN, json.dumps(record).encode() + b"\n")
     files.write(folder / zoo.CARD, _card(plan, data, graph, record).encode())
-    return trained
 
 
 def golden_graph(net: nn.Module, plan: Recipe, data: Dataset) -> Graph:
