@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from secure_infer.errors import Problem, UnsupportedNetwork
-from secure_infer.frontends import activation, linear, pooling
+from secure_infer.frontends import activation, pooling
 from secure_infer.frontends.builder import Builder, Value
 from secure_infer.frontends.context import HANDLERS, Context, Precision, data_inputs, to_numpy
 from secure_infer.frontends.functions import as_layer, function_name
@@ -163,7 +163,3 @@ def _log_agreement(graph: Graph, module: fx.GraphModule, x: npt.NDArray[np.float
     error = float(np.abs(found - expected).max(initial=0.0))
     _LOG.info("Graph of %d nodes: same greatest output as the network on %.1f %% of %d calibration inputs, greatest "
               "difference %.3g.", len(graph.nodes), 100 * agreement, len(x), error)
-
-
-# The handlers register themselves on import.
-_REGISTERED = (activation, linear, pooling)
