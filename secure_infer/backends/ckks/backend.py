@@ -20,7 +20,7 @@ from secure_infer.backends.ckks.parameters import HEADROOM_BITS, choose
 from secure_infer.backends.ckks.plan import Plan, levels, make_plan
 from secure_infer.backends.ckks.primitives import Stopwatch
 from secure_infer.backends.ckks.server import CkksServer
-from secure_infer.errors import InvalidInput, Problem, UsageError
+from secure_infer.errors import BundleError, InvalidInput, Problem, UsageError
 from secure_infer.graph import INPUT, Graph
 from secure_infer.graph.ops import Integers
 from secure_infer.wire import frame
@@ -130,6 +130,9 @@ def _sample(graph: Graph, calibration: Integers) -> Reals:
 
 def _plan(half: bytes) -> tuple[Plan, str]:
     opened = frame.unpack(half, server.KIND)
+    if len(opened.parts) != 2:
+        raise BundleError("The server half is malformed.", [
+            Problem(server.KIND, f"Expected 2 parts, got {len(opened.parts)}.", "compile the model again.")])
     return store.plan_from_bytes(*opened.parts), str(opened.meta.get("model"))
 
 

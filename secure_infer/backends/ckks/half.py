@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-
-import numpy as np
 
 from secure_infer.backends.ckks.packing import Layout, packed
 from secure_infer.backends.ckks.parameters import Parameters
@@ -58,7 +57,7 @@ class ClientHalf:
     @property
     def input_layout(self) -> Layout:
         """Where inputs lie."""
-        return packed(int(np.prod(self.shape, dtype=np.int64)), self.parameters.slots)
+        return packed(math.prod(self.shape), self.parameters.slots)
 
     def to_bytes(self) -> bytes:
         """The half as a frame."""
@@ -79,7 +78,27 @@ class ClientHalf:
         try:
             meta |= {name: tuple(meta[name]) for name in ("rotations", "shape", "output_shape", "positions")}
             meta |= {name: Vector(**meta[name]) for name in ("input", "output")}
-            return cls(**{**meta, "parameters": parameters_from(meta["parameters"])})
-        except (KeyError, TypeError, ValueError) as error:
+            half = cls(**{**meta, "parameters": parameters_from(meta["parameters"])})
+            half._check()
+            return half
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError("The client half can't be read.", [
                 Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")]) from error
+
+    def _check(self) -> None:
+        """Raise ValueError for numbers that can't be used: the half comes from a server that need not be trusted."""
+        slots, depth = self.parameters.slots, self.parameters.depth
+        sent, inputs = self.input, self.input_layout
+        sound = {
+            "rotations": len(set(self.rotations)) == len(self.rotations) and all(0 < k < slots for k in self.rotations),
+            "layout": (sent.blocks, sent.period) == (inputs.blocks, inputs.period) and 0 < self.output.blocks < 1 << 15,
+            "levels": 0 <= sent.level <= depth and 0 <= self.output.level <= depth,
+            "positions": len(self.positions) == math.prod(self.output_shape) and all(
+                0 <= position < self.output.blocks * slots for position in self.positions),
+            "numbers": all(math.isfinite(n) and n > 0 for n in (
+                self.half, self.output_range, sent.scale, self.output.scale, *self.shape, *self.output_shape)),
+            "range": math.isfinite(self.middle) and self.low <= self.high and 0 <= self.grid < 1,
+        }
+        wrong = [name for name, good in sound.items() if not good]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} out of range")

@@ -169,7 +169,7 @@ def verify(parameters: Parameters) -> None:
     if parameters.total_bits > limit:
         problems.append(Problem("parameters", f"N = {degree} allows {limit} bits at {security}-bit security, "
                                 f"these have {parameters.total_bits}.", "compile the model again."))
-    if len(set(chain)) != len(chain) or any(p % (2 * degree) != 1 or not is_prime(p) for p in chain):
+    elif len(set(chain)) != len(chain) or any(p % (2 * degree) != 1 or not is_prime(p) for p in chain):
         problems.append(Problem("parameters", "The moduli are not distinct primes congruent to 1 modulo 2 N.",
                                 "compile the model again."))
     if problems:

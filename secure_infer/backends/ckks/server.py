@@ -44,6 +44,9 @@ class CkksServer:
     Args:
         plan: The program.
         model: Its name.
+
+    Raises:
+        BundleError: A program that does not fit its own parameters.
     """
 
     def __init__(self, plan: Plan, model: str) -> None:
@@ -51,7 +54,11 @@ class CkksServer:
         self._ring = Ring(plan.parameters)
         self._engine = SealEngine(self._ring)
         start = time.perf_counter()
-        self._program: Program[Handle, Handle] = Program(self._engine, plan)
+        try:
+            self._program: Program[Handle, Handle] = Program(self._engine, plan)
+        except (ValueError, RuntimeError, LookupError, TypeError) as error:
+            raise BundleError("The CKKS program can't be encoded.", [
+                Problem(KIND, f"{type(error).__name__}: {error}.", "compile the model again.")]) from error
         log.debug("encoded the weights in %.3f s", time.perf_counter() - start)
         self._keys: OrderedDict[bytes, EvaluationKeys] = OrderedDict()
         self._latest: tuple[bytes, bytes] = (b"", b"")

@@ -65,7 +65,8 @@ def plan_from_bytes(head: bytes, weights: bytes) -> Plan:
 
 def parameters_from(data: Mapping[str, Any]) -> Parameters:
     """Parameters from their JSON form."""
-    return Parameters(**{**data, "primes": tuple(data["primes"])})
+    numbers = {name: int(value) for name, value in data.items() if name != "primes"}
+    return Parameters(**numbers, primes=tuple(int(prime) for prime in data["primes"]))
 
 
 def _step(i: int, data: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], parameters: Parameters) -> Step:
