@@ -98,10 +98,10 @@ def phase(title: str, quiet: bool = False) -> Iterator[None]:
 def size(count: float) -> str:
     """A number of bytes for people: `6.4 MB`."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} GB"
+    return f"{count:.3g} GB" if count < 999.5 else f"{count:.0f} GB"
 
 
 def seconds(value: float) -> str:
@@ -110,4 +110,4 @@ def seconds(value: float) -> str:
         return f"{value * 1e3:.2f} ms"
     if value < 0.9995:
         return f"{value * 1e3:.3g} ms"
-    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+    return f"{value:.3g} s" if value < 99.5 else f"{value:.0f} s"
