@@ -303,8 +303,9 @@ class TestBadInput:
 
     @pytest.mark.parametrize("change", [
         {"rotations": [0]}, {"rotations": [1, 1]}, {"rotations": [1 << 40]}, {"positions": [-1] * 5},
-        {"positions": [0]}, {"half": 0.0}, {"output_range": float("nan")}, {"shape": [-9]}, {"grid": -1.0}, {"low": "x"},
-        {"extra": 1}, {"input": {"level": 7, "scale": 2.0**29, "period": 16, "blocks": 1}}, {"parameters": {}}])
+        {"positions": [0]}, {"half": 0.0}, {"output_range": float("nan")}, {"shape": [-9]}, {"grid": -1.0},
+        {"low": "x"}, {"extra": 1}, {"input": {"level": 7, "scale": 2.0**29, "period": 16, "blocks": 1}},
+        {"parameters": {}}])
     def test_client_halves_of_a_bad_server(self, change: dict[str, object]) -> None:
         opened = frame.unpack(deployed("one linear layer").program.client, "ckks-client")
         with pytest.raises(BundleError, match="can't be read"):
