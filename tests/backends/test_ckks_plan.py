@@ -75,6 +75,14 @@ class TestAlgebra:
     def test_sizes_around_powers_of_two(self, size: int, other: int) -> None:
         assert_same_algebra(chain((size,), linear(other, size), BENT, linear(size, other)), 64)
 
+    @settings(deadline=None, max_examples=25)
+    @given(graphs(REAL_OPS, max_layers=3))
+    def test_simulated_errors_stay_within_the_bound(self, graph: Graph) -> None:
+        program = BACKEND.compile(graph, inputs_for(graph, 60), {})
+        x = inputs_for(graph, 20, seed=1)
+        error = np.abs(BACKEND.simulate(graph, program, x, 0) - interpret_real(graph, x))
+        assert (error * graph.output_type.scale_array()).max() <= (program.guarantee.error_bound or 0)
+
     def test_a_strided_convolution_shares_diagonals(self) -> None:
         graph = chain((1, 28, 28), conv(5, 1, 5, 2, 1), SQUARE, Reshape((845,)), linear(10, 845))
         network = normalize(lower(graph), graph.input, inputs_for(graph, 4).astype(float))

@@ -35,6 +35,9 @@ class Stretch(Generic[C, P]):
         # giants[block][giant]: the products whose sum is rotated by `giant` and added to block `block`.
         self._giants: list[dict[int, list[_Product[P]]]] = [{} for _ in range(step.affine.blocks)]
         self._encode()
+        self._babies: dict[tuple[int, int], set[int]] = {}
+        for product in (p for giants in self._giants for group in giants.values() for p in group):
+            self._babies.setdefault((product.term, product.block), set()).add(product.baby)
         biases = (np.tile(row, self._slots // row.size) for row in step.bias)
         self._biases = [engine.encode(bias, step.affine.level, step.affine.scale) for bias in biases]
 
@@ -62,12 +65,8 @@ class Stretch(Generic[C, P]):
     def __call__(self, sources: Mapping[str, Sequence[C]]) -> list[C]:
         """The blocks of the stretch's result."""
         engine, step = self._engine, self._step
-        needed = {(p.term, p.block): set[int]() for g in self._giants for group in g.values() for p in group}
-        for group in (group for giants in self._giants for group in giants.values()):
-            for product in group:
-                needed[product.term, product.block].add(product.baby)
         rotated = {}
-        for (term, block), babies in needed.items():
+        for (term, block), babies in self._babies.items():
             source = engine.lower(sources[step.terms[term].source][block], step.level)
             rotated.update({(term, block, k): engine.rotate(source, k) if k else source for k in babies})
         return [self._block(rotated, giants, bias) for giants, bias in zip(self._giants, self._biases, strict=True)]
