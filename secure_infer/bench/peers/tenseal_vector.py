@@ -13,10 +13,14 @@ from secure_infer.bench.cases import Entry
 from secure_infer.bench.contender import Reals, Sample, Setup, Subject
 from secure_infer.bench.ours import evaluate, graph_of
 from secure_infer.client import Stopwatch
-from secure_infer.errors import Problem, UnsupportedNetwork, missing_extra
+from secure_infer.errors import Problem, UnsupportedNetwork, UsageError, missing_extra
 from secure_infer.graph import INPUT, Conv2d, Graph, Node, Polynomial, Reshape, interpret_real
 
-_MIDDLE_BITS, _OUTER_BITS, _TUTORIAL_LEVELS = 26, 31, 6
+_SCALE_BITS = 40
+_OUTER_BITS = {26: 31, 40: 60}
+"""Bits of the first and last prime for a scale: those of TenSEAL's tutorial for 26, of its examples for 40."""
+_MOST_BITS = {8192: 218, 16384: 438, 32768: 881}
+"""Bits of all primes by ring degree at 128-bit security, from the Homomorphic Encryption Standard (2018)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +55,12 @@ class TensealVector:
 
     Args:
         subject: A chain of affine layers and quadratics; a first convolution of one channel goes through im2col.
-        entry: Takes no options.
+        entry: The option `scale_bits` is 40 by default. TenSEAL's tutorial has 26, which is faster and far less exact.
 
     Raises:
         MissingExtra: TenSEAL is not installed.
         UnsupportedNetwork: The network is no such chain.
+        UsageError: Another option or scale.
     """
 
     def __init__(self, subject: Subject, entry: Entry) -> None:
@@ -63,17 +68,18 @@ class TensealVector:
             import tenseal
         except ImportError as error:
             raise missing_extra("The peer tenseal", "ckks", "tenseal") from error
-        self._ts, watch = tenseal, Stopwatch()
+        self._ts, watch, scale_bits = tenseal, Stopwatch(), _scale_bits(entry)
+        self._headroom = 2.0 ** (_OUTER_BITS[scale_bits] - scale_bits - 1)
         with watch.phase("compile"):
             self._graph = graph_of(subject, "ckks")
             self._maps = squares_form(self._graph)
             self._gain = self._fit_outputs(subject.calibration)
             self._conv = _first_convolution(self._graph)
         levels = 2 * len(self._maps) - 1
-        degree, bits = _parameters(levels, self._slots())
+        degree, bits = _parameters(levels, self._slots(), scale_bits)
         with watch.phase("keygen"):
             self._secret = tenseal.context(tenseal.SCHEME_TYPE.CKKS, degree, coeff_mod_bit_sizes=bits)
-            self._secret.global_scale = 2**_MIDDLE_BITS
+            self._secret.global_scale = 2**scale_bits
             self._secret.generate_galois_keys()
         public = self._secret.serialize(save_secret_key=False)
         self._public = tenseal.context_from(public)
@@ -82,7 +88,7 @@ class TensealVector:
             cpu_s=watch.cpu_s,
             evaluation_keys=None,
             evaluation_keys_sent=len(public),
-            parameters={"poly_modulus_degree": degree, "coeff_mod_bit_sizes": bits, "scale_bits": _MIDDLE_BITS},
+            parameters={"poly_modulus_degree": degree, "coeff_mod_bit_sizes": bits, "scale_bits": scale_bits},
             libraries=("tenseal",),
         )
 
@@ -115,9 +121,9 @@ class TensealVector:
         """Nothing to release."""
 
     def _fit_outputs(self, calibration: npt.NDArray[Any]) -> float:
-        """Shrink the last map so that outputs fit the last prime, which holds 5 bits before the scale; the factor."""
+        """Shrink the last map so that outputs fit the last prime; the factor."""
         peak = float(np.abs(self.clear(calibration[:200]) - self._graph.offset).max())
-        gain: float = max(1.0, 2 * peak / 2 ** (_OUTER_BITS - _MIDDLE_BITS - 1))
+        gain: float = max(1.0, 2 * peak / self._headroom)
         self._maps[-1] = Affine(self._maps[-1].matrix / gain, self._maps[-1].bias / gain)
         return gain
 
@@ -156,14 +162,23 @@ class TensealVector:
         return max(widest, height * width * (1 << (window - 1).bit_length()))
 
 
-def _parameters(levels: int, slots: int) -> tuple[int, list[int]]:
-    """The tutorial's parameters where they suffice, else the next larger ring with a prime for each level."""
-    levels = max(levels, _TUTORIAL_LEVELS)
-    bits = [_OUTER_BITS, *[_MIDDLE_BITS] * levels, _OUTER_BITS]
-    degree = 8192 if levels == _TUTORIAL_LEVELS and slots <= 4096 else 16384
-    if slots > degree // 2 or (degree == 16384 and sum(bits) > 438):
-        raise _unsuited(f"It needs {slots} slots and {levels} levels.")
-    return degree, bits
+def _scale_bits(entry: Entry) -> int:
+    options = {"scale_bits": _SCALE_BITS, **entry.options}
+    if options.keys() != {"scale_bits"} or options["scale_bits"] not in _OUTER_BITS:
+        raise UsageError(
+            "The peer tenseal can't be run so.",
+            [Problem("options", f"Expected scale_bits of 26 or 40, got {dict(entry.options)}.", "correct the case.")],
+        )
+    return int(options["scale_bits"])
+
+
+def _parameters(levels: int, slots: int, scale_bits: int) -> tuple[int, list[int]]:
+    """The smallest secure ring that holds a prime for each level, and one to spare as in the tutorial."""
+    bits = [_OUTER_BITS[scale_bits], *[scale_bits] * (levels + 1), _OUTER_BITS[scale_bits]]
+    for degree, most in _MOST_BITS.items():
+        if sum(bits) <= most and slots <= degree // 2:
+            return degree, bits
+    raise _unsuited(f"It needs {slots} slots and {levels} levels.")
 
 
 def _split(graph: Graph) -> tuple[list[tuple[str, list[Node]]], list[Node]]:
