@@ -52,7 +52,8 @@ class Entry:
     def label(self) -> str:
         """A name for progress lines."""
         batch = f"batch {self.batch}" if self.batch > 1 else ""
-        extras = [self.peer or "", batch, self.mode if self.mode != MODES[0] else ""]
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        extras = [self.peer or "", *options, batch, self.mode if self.mode != MODES[0] else ""]
         return " ".join([self.model, self.protocol, *filter(None, extras)])
 
     @property

@@ -85,3 +85,9 @@ def test_only_some_protocols() -> None:
     assert {entry.protocol for entry in digits.only(["mpc", "ckks"]).entries} == {"mpc", "ckks"}
     with pytest.raises(UsageError, match="clear, tfhe, ckks, mpc"):
         digits.only(["bgv"])
+
+
+@pytest.mark.parametrize("name", case_names())
+def test_labels_tell_entries_apart(name: str) -> None:
+    labels = [entry.label for entry in load_case(name).entries]
+    assert len(set(labels)) == len(labels)
