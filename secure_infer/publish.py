@@ -136,6 +136,6 @@ def _card(plan: Recipe, data: Dataset, graph: Graph, record: dict[str, Any]) -> 
     return (f"# {plan.name}\n\n{plan.summary}.\n\n| | |\n|---|---|\n{table}\n\n"
             f"Make the weights again, and measure them on the held-out images:\n\n"
             f"```sh\nsecure-infer train {plan.name}\n```\n\n"
-            "The held-out images chose nothing: settings were compared on images kept back from the training part. "
+            "Settings were compared on images kept back from the training part, not on the held-out ones. "
             "Bits of sums are those met on the first 1,000 training images.\n\n"
             "Made to test and to measure encrypted inference, not to read anybody's images in earnest.\n")
