@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from secure_infer.backends.base import Keys
 from secure_infer.backends.tfhe import TfheBackend, ranges
-from secure_infer.backends.tfhe.lookup import LookUp, Split, function, steps
+from secure_infer.backends.tfhe.lookup import Ladder, LookUp, Split, function, steps
 from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.ranges import Range
 from secure_infer.errors import (
@@ -87,9 +87,9 @@ def functions():
                  Polynomial(np.array([[4, 2, 1], [0, -3, 1]]), shift=2), Reshape((2,)), Linear(weights(2, 2), zeros(2)))
 
 
-def wide(activation):
+def wide(activation, high=3):
     """A sum of seven bits and more under one activation."""
-    return chain(TensorType((24,), 0, 3), Linear(weights(4, 24, low=-3, high=3), zeros(4)), activation,
+    return chain(TensorType((24,), 0, high), Linear(weights(4, 24, low=-3, high=3), zeros(4)), activation,
                  Linear(weights(3, 4), zeros(3)))
 
 
@@ -100,7 +100,7 @@ def uneven():
 @cache
 def program(name, **options):
     graph = {"images": images, "functions": functions, "signs": lambda: wide(Sign(np.array([-3, 2, 0, 5]))),
-             "uneven": lambda: wide(uneven())}[name]()
+             "uneven": lambda: wide(uneven()), "far": lambda: wide(QuantRelu(np.array([-400, 20, 250])), 63)}[name]()
     return graph, BACKEND.compile(graph, inputs_for(graph, 300, 1), options)
 
 
@@ -127,7 +127,7 @@ def test_real_ciphertexts_give_the_interpreters_integers(name, n):
     np.testing.assert_array_equal(y, interpret(graph, x))
 
 
-@pytest.mark.parametrize("name", ["images", "functions", "signs", "uneven"])
+@pytest.mark.parametrize("name", ["images", "functions", "signs", "uneven", "far"])
 def test_simulation_gives_the_interpreters_integers(name):
     graph, compiled = program(name)
     x = inputs_for(graph, 50, 6)
@@ -152,6 +152,7 @@ def test_wide_sums_are_cut_into_narrow_look_ups():
     layer = program("signs")[1].parameters["layers"]["n1"]
     assert layer["method"] == "truncate" and layer["bits"] - layer["removed"] == 4
     assert program("uneven")[1].parameters["layers"]["n1"]["method"] == "split"
+    assert program("far")[1].parameters["layers"]["n1"]["method"] == "ladder"
 
 
 def test_look_ups_are_counted_and_bound_the_failure_probability():
@@ -196,6 +197,8 @@ def test_a_look_up_is_timed():
 
 def apply_plan(plan, t):
     """What a plan computes, on plain integers."""
+    if isinstance(plan, Ladder):
+        return sum(apply_plan(rung, t) for rung in plan.rungs)
     if isinstance(plan, Split):
         a = t - plan.base.shift
         return apply_plan(plan.base, t) + (a % (1 << plan.base.removed) >= apply_plan(plan.within, t))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from secure_infer.backends.base import Guarantee, Program
-from secure_infer.backends.tfhe.lookup import LookUp, Split
+from secure_infer.backends.tfhe.lookup import Bootstraps, Ladder, LookUp, Split
 from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.plan import Plan, Step
 from secure_infer.backends.tfhe.ranges import SIGMAS
@@ -56,7 +56,7 @@ def assemble(graph: Graph, plan: Plan, output: Output, options: Options, circuit
 def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> Guarantee:
     from concrete import fhe
 
-    flips = any(isinstance(step.plan, LookUp) and step.plan.approximate for step in plan.steps)
+    flips = any(layer["approximate"] for layer in _layers(plan).values())
     trust = []
     if not output.safe or any(step.plan is not None and step.name not in plan.worst_case for step in plan.steps):
         trust.append("Inputs must resemble the calibration set: an accumulator outside its calibrated range (what was "
@@ -85,21 +85,25 @@ def _parameters(plan: Plan, output: Output, options: Options, circuit: Any) -> d
     return {
         "security": options.security, "p_error": options.p_error, "rounding": options.rounding,
         "parameter_sets": sets, "output_bits": output.bits,
-        "layers": {step.name: _layer(plan, step) for step in plan.steps if step.plan is not None},
+        "layers": _layers(plan),
         "complexity": float(circuit.complexity),
         "bytes": {"bootstrapping_keys": int(circuit.size_of_bootstrap_keys),
                   "keyswitching_keys": int(circuit.size_of_keyswitch_keys)},
     }
 
 
-def _layer(plan: Plan, step: Step) -> dict[str, Any]:
-    look_up = step.plan
-    whole = look_up.base if isinstance(look_up, Split) else look_up
-    assert whole is not None
-    method = "table"
+def _layers(plan: Plan) -> dict[str, dict[str, Any]]:
+    return {step.name: _layer(plan, step, step.plan) for step in plan.steps if step.plan is not None}
+
+
+def _layer(plan: Plan, step: Step, look_up: Bootstraps) -> dict[str, Any]:
+    whole, method = look_up, "table"
     if isinstance(look_up, Split):
-        method = "split"
-    elif whole.removed:
+        whole, method = look_up.base, "split"
+    elif isinstance(look_up, Ladder):
+        whole, method = max(look_up.rungs, key=lambda rung: rung.bits), "ladder"
+    assert isinstance(whole, LookUp)
+    if method == "table" and whole.removed:
         method = "approximate" if whole.approximate else "truncate"
-    return {"bits": whole.bits, "removed": whole.removed, "method": method, "elements": int(np.prod(step.held.shape)),
-            "any_input": step.name in plan.worst_case}
+    return {"bits": whole.bits, "removed": whole.removed, "method": method, "approximate": whole.approximate,
+            "elements": int(np.prod(step.held.shape)), "any_input": step.name in plan.worst_case}

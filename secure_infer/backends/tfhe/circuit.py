@@ -9,7 +9,7 @@ import numpy as np
 from concrete import fhe
 from concrete.fhe.representation import GraphProcessor
 
-from secure_infer.backends.tfhe.lookup import LookUp, Split
+from secure_infer.backends.tfhe.lookup import Bootstraps, Ladder, LookUp, Split
 from secure_infer.backends.tfhe.plan import Plan, Step
 from secure_infer.errors import ParametersError, Problem
 from secure_infer.graph.graph import INPUT
@@ -160,8 +160,10 @@ def _maximum(x: Tracer, step: Step) -> Tracer:
     return parts[0]
 
 
-def look_up(x: Tracer, plan: LookUp | Split) -> Tracer:
+def look_up(x: Tracer, plan: Bootstraps) -> Tracer:
     """Apply a planned look-up to every element."""
+    if isinstance(plan, Ladder):
+        return _total([look_up(x, rung) for rung in plan.rungs])
     if isinstance(plan, Split):
         return _split(x, plan)
     half = (1 << plan.removed) >> 1 if plan.approximate else 0

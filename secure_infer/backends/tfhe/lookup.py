@@ -90,7 +90,33 @@ class Split:
         return self.base.top + 1
 
 
-def steps(thresholds: Integers, reach: Range, options: Options) -> LookUp | Split | None:
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """A step function of a wide value as the sum of one look-up for each threshold; each clears all low bits."""
+
+    rungs: tuple[LookUp, ...]
+
+    @property
+    def bits(self) -> int:
+        """Signed bits of the widest shifted value."""
+        return max(rung.bits for rung in self.rungs)
+
+    @property
+    def cost(self) -> int:
+        """As in `LookUp`."""
+        return sum(rung.cost for rung in self.rungs)
+
+    @property
+    def top(self) -> int:
+        """Greatest output."""
+        return len(self.rungs)
+
+
+Bootstraps = LookUp | Split | Ladder
+"""The ways to plan a function."""
+
+
+def steps(thresholds: Integers, reach: Range, options: Options) -> Bootstraps | None:
     """The cheapest plan for `#{j : t >= thresholds[j]}`.
 
     Args:
@@ -107,15 +133,19 @@ def steps(thresholds: Integers, reach: Range, options: Options) -> LookUp | Spli
     spread = np.where(inside, thresholds - anchor, 0)
     keep = options.keep_bits if options.approximate else EXACT_KEEP
     placed = _placed(reach, anchor, keep, _trailing_zeros(spread), options.approximate)
+    rungs = [steps(row[None], reach, options) for row in thresholds] if len(thresholds) > 1 else []
     if placed is None:
         return None
     # A threshold outside the range is always or never reached, whatever the block of values that holds it.
     thresholds = np.where(inside, thresholds, np.where(thresholds <= reach.low, -_FAR, _FAR))
-    plans: list[LookUp | Split] = []
+    plans: list[Bootstraps] = []
     if placed[0] - placed[1] <= MAX_TABLE_BITS:
         plans.append(_counting(thresholds, *placed))
     if placed[0] - placed[1] > EXACT_KEEP and not placed[3]:
         plans.extend(_splits(thresholds, placed[0], placed[2]))
+    narrow = tuple(rung for rung in rungs if isinstance(rung, LookUp))
+    if narrow and len(narrow) == len(rungs):
+        plans.append(Ladder(narrow))
     return min(plans, key=lambda plan: plan.cost, default=None)
 
 

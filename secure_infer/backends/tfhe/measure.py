@@ -25,7 +25,10 @@ def look_up_seconds(program: Program) -> dict[str, float]:
     """
     kinds: Counter[Kind] = Counter()
     for layer in program.parameters["layers"].values():
-        kinds[(layer["bits"], layer["removed"], layer["method"])] += layer["elements"]
+        method = layer["method"]
+        if method == "ladder":  # its rungs are look-ups of the widest one's kind
+            method = "approximate" if layer["approximate"] else "truncate"
+        kinds[(layer["bits"], layer["removed"], method)] += layer["elements"]
     if not kinds:
         return {}
     from secure_infer.backends.tfhe.roles import SERVER

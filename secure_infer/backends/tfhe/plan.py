@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from secure_infer.backends.tfhe import ranges
-from secure_infer.backends.tfhe.lookup import MAX_TABLE_BITS, LookUp, Split, function, steps
+from secure_infer.backends.tfhe.lookup import MAX_BITS, MAX_TABLE_BITS, Bootstraps, LookUp, function, steps
 from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.ranges import Range
 from secure_infer.errors import ParametersError, Problem
@@ -73,7 +73,7 @@ class Step:
     op: Op
     inputs: tuple[str, ...]
     held: Held
-    plan: LookUp | Split | None = None
+    plan: Bootstraps | None = None
     before: tuple[int, Integers] = field(default_factory=lambda: (1, np.zeros(1, dtype=np.int64)))
 
 
@@ -175,7 +175,7 @@ class _Planner:
         bounds = Range(zero, zero + (plan.top if plan else 1))
         return Step(node.name, node.op, node.inputs, Held(gain, zero + offset, bounds), plan)
 
-    def _function(self, op: Op, held: Held) -> tuple[LookUp | Split | None, int, Integers]:
+    def _function(self, op: Op, held: Held) -> tuple[Bootstraps | None, int, Integers]:
         """Plan, gain and offset of an activation of `held`."""
         match op:
             case Sign():
@@ -209,11 +209,12 @@ class _Planner:
     def _refuse(self, node: Node, reach: Range) -> None:
         low, high = int(reach.low.min()), int(reach.high.max())
         fix = "quantize its input to fewer bits: narrower weights or activations, or fewer inputs a sum"
-        if isinstance(node.op, Sign | QuantRelu) and not self.options.approximate:
-            fix = 'compile with rounding="approximate" (thresholds evenly spaced by a power of two), or ' + fix
+        limit = f"sums of up to {MAX_BITS} bits can be cut into narrow look-ups"
+        if not isinstance(node.op, Sign | QuantRelu):
+            limit = f"tables of up to {MAX_TABLE_BITS} bits are practical"
         self.problems.append(Problem(
             node.name, f"Its look-up reads [{low}, {high}] in units of its input, {bits_of(low, high)} bits; "
-                       f"tables of up to {MAX_TABLE_BITS} bits are practical.", fix + "."))
+                       f"{limit}.", fix + "."))
 
 
 def _inner(reach: Range, gain: int, offset: Integers) -> Range:
@@ -242,7 +243,7 @@ def _tabulated(op: Op, held: Held) -> tuple[LookUp | None, int, Integers]:
     return function(np.clip(values - least, 0, reached.max() - least) // gain, held.reach), gain, np.array(least)
 
 
-def _comparison(top: int, window: int, options: Options) -> LookUp | Split | None:
+def _comparison(top: int, window: int, options: Options) -> Bootstraps | None:
     """Look-up of a maximum of values in [0, top]: any(bits) from their sum, else max(a - b, 0)."""
     if top <= 1:
         zero = np.zeros(1, dtype=np.int64)
