@@ -74,7 +74,6 @@ def test_groups_hold_ours_beside_the_peers_of_the_same_network() -> None:
     groups = load_case("digits-peers").groups()
     assert [[entry.peer for entry in group] for group in groups] == [
         [None, "concrete-ml"],
-        [None, "tenseal", "tenseal"],
         [None, "crypten"],
     ]
 
