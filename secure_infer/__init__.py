@@ -5,6 +5,7 @@ Importing this package loads no machine-learning and no crypto library; each pub
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from secure_infer.zoo import load_model
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Client": "secure_infer.client",

@@ -18,7 +18,7 @@ from secure_infer.errors import Problem, UsageError
 from secure_infer.graph import passes
 from secure_infer.graph.analyse import cost
 from secure_infer.graph.graph import Graph
-from secure_infer.graph.interpret import interpret
+from secure_infer.graph.interpret import interpret, interpret_real
 from secure_infer.graph.text import format_graph
 from secure_infer.wire.transport import InProcess
 
@@ -61,8 +61,9 @@ class Compiled:
 
         Args:
             x: Reals, shape `(n, *input shape)`.
-            mode: "clear" evaluates the integer network, "simulate" adds the protocol's errors without encrypting,
-                "encrypted" makes keys on first use and computes on real ciphertexts on this machine.
+            mode: "clear" evaluates the network that the protocol computes (exact integers; for CKKS the reals),
+                "simulate" adds the protocol's errors without encrypting, "encrypted" makes keys on first use and
+                computes on real ciphertexts on this machine.
             seed: Of the errors that "simulate" draws.
 
         Returns:
@@ -72,7 +73,8 @@ class Compiled:
             return self.client().predict(x)
         units = self.graph.quantize(x)
         if mode == "clear":
-            return self.graph.dequantize(interpret(self.graph, units))
+            evaluate = interpret if self._backend().exact else interpret_real
+            return self.graph.dequantize(evaluate(self.graph, units))
         if mode == "simulate":
             return self.graph.dequantize(self._backend().simulate(self.graph, self.program, units, seed))
         raise UsageError(

@@ -56,11 +56,16 @@ def describe(folder: Path, results: Mapping[str, Any] | None = None) -> None:
     """
     plan = read_recipe(folder / zoo.RECIPE)
     weights = files.read(folder / zoo.WEIGHTS)
-    known = results or {key: value for key, value in json.loads(files.read(folder / zoo.GOLDEN)).items()
-                        if key in ("weights_sha256", "accuracy", "seconds", "host")}
+    known = results or {
+        key: value
+        for key, value in json.loads(files.read(folder / zoo.GOLDEN)).items()
+        if key in ("weights_sha256", "accuracy", "seconds", "host")
+    }
     if hashlib.sha256(weights).hexdigest() != known["weights_sha256"]:
-        raise BundleError("The weights are not those that the results belong to.", [
-            Problem(str(folder / zoo.WEIGHTS), "Its SHA-256 is another.", "publish the model again.")])
+        raise BundleError(
+            "The weights are not those that the results belong to.",
+            [Problem(str(folder / zoo.WEIGHTS), "Its SHA-256 is another.", "publish the model again.")],
+        )
     data = load_dataset(plan.dataset)
     graph = golden_graph(zoo.with_weights(plan, weights), plan, data)
     record = {**_vectors(graph, data), **known}
@@ -76,16 +81,25 @@ def golden_graph(net: nn.Module, plan: Recipe, data: Dataset) -> Graph:
 
 def _vectors(graph: Graph, data: Dataset) -> dict[str, Any]:
     x = graph.quantize(data.x_test[:_SAMPLES])
-    return {"schema": 1, "fingerprint": fingerprint(graph), "indices": list(range(_SAMPLES)),
-            "inputs": x.tolist(), "outputs": interpret(graph, x).tolist()}
+    return {
+        "schema": 1,
+        "fingerprint": fingerprint(graph),
+        "indices": list(range(_SAMPLES)),
+        "inputs": x.tolist(),
+        "outputs": interpret(graph, x).tolist(),
+    }
 
 
 def _results(trained: Trained, weights: bytes) -> dict[str, Any]:
     last = trained.history[-1]
     parts = {"train": last.train, "validation": last.validation, "held_out": trained.held_out}
     counts = {part: {"correct": a.correct, "n": a.n} for part, a in parts.items() if a is not None}
-    return {"weights_sha256": hashlib.sha256(weights).hexdigest(), "accuracy": counts,
-            "seconds": round(trained.seconds, 1), "host": _host()}
+    return {
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "accuracy": counts,
+        "seconds": round(trained.seconds, 1),
+        "host": _host(),
+    }
 
 
 def _host() -> str:
@@ -107,16 +121,21 @@ def _processor() -> str:
 def accumulators(graph: Graph, data: Dataset) -> list[tuple[str, int, int]]:
     """For each layer of activations: its kind, number of elements, and bits of its input over the training images."""
     ranges = calibrated_ranges(graph, graph.quantize(data.x_train[:CALIBRATION]))
-    return [(node.kind, graph.types[node.name].size, bits_of(*ranges[node.inputs[0]]))
-            for node in graph if isinstance(node.op, _ACTIVATIONS)]
+    return [
+        (node.kind, graph.types[node.name].size, bits_of(*ranges[node.inputs[0]]))
+        for node in graph
+        if isinstance(node.op, _ACTIVATIONS)
+    ]
 
 
 def _card(plan: Recipe, data: Dataset, graph: Graph, record: dict[str, Any]) -> str:
     found = {part: Accuracy(**counts) for part, counts in record["accuracy"].items()}
     counted = cost(graph)
     layers = [f"{size} {kind} on {bits}-bit sums" for kind, size, bits in accumulators(graph, data)]
-    options = [f"{name} ({', '.join(f'{k} = {v}' for k, v in table.items()) or 'default options'})"
-               for name, table in plan.protocols.items()]
+    options = [
+        f"{name} ({', '.join(f'{k} = {v}' for k, v in table.items()) or 'default options'})"
+        for name, table in plan.protocols.items()
+    ]
     rows = {
         "Held-out accuracy": found["held_out"],
         "Validation accuracy": found.get("validation", "no data was kept back"),
@@ -133,9 +152,11 @@ def _card(plan: Recipe, data: Dataset, graph: Graph, record: dict[str, Any]) -> 
         "SHA-256 of the weights": f"`{record['weights_sha256']}`",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return (f"# {plan.name}\n\n{plan.summary}.\n\n| | |\n|---|---|\n{table}\n\n"
-            f"Make the weights again, and measure them on the held-out images:\n\n"
-            f"```sh\nsecure-infer train {plan.name}\n```\n\n"
-            "Settings were compared on images kept back from the training part, not on the held-out ones. "
-            "Bits of sums are those met on the first 1,000 training images.\n\n"
-            "Made to test and to measure encrypted inference, not to read anybody's images in earnest.\n")
+    return (
+        f"# {plan.name}\n\n{plan.summary}.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"Make the weights again, and measure them on the held-out images:\n\n"
+        f"```sh\nsecure-infer train {plan.name}\n```\n\n"
+        "Settings were compared on images kept back from the training part, not on the held-out ones. "
+        "Bits of sums are those met on the first 1,000 training images.\n\n"
+        "Made to test and to measure encrypted inference, not to read anybody's images in earnest.\n"
+    )

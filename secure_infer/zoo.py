@@ -111,8 +111,10 @@ def _root() -> Traversable:
 def _folder(name: str) -> Traversable:
     known = models()
     if name not in known:
-        raise UsageError(f"There is no model {name!r}.", [
-            Problem("model", f"Expected one of {', '.join(known)}.", "correct the name.")])
+        raise UsageError(
+            f"There is no model {name!r}.",
+            [Problem("model", f"Expected one of {', '.join(known)}.", "correct the name.")],
+        )
     return _root() / name
 
 
@@ -124,5 +126,7 @@ def _read(name: str, file: str) -> bytes:
 
 
 def _damaged(name: str, file: str, what: str) -> BundleError:
-    return BundleError(f"The model {name} is damaged.", [
-        Problem(f"{name}/{file}", what, f"install the package again, or run `secure-infer train {name}`.")])
+    return BundleError(
+        f"The model {name} is damaged.",
+        [Problem(f"{name}/{file}", what, f"install the package again, or run `secure-infer train {name}`.")],
+    )

@@ -32,8 +32,14 @@ def _graph(name: str) -> Graph:
 
 
 def test_the_zoo_is_complete() -> None:
-    assert MODELS == ["digits-cnn-poly", "digits-cnn-qat", "digits-mlp-bnn",
-                      "fashion-cnn-qat", "mnist-cnn-poly", "mnist-mlp-bnn"]
+    assert MODELS == [
+        "digits-cnn-poly",
+        "digits-cnn-qat",
+        "digits-mlp-bnn",
+        "fashion-cnn-qat",
+        "mnist-cnn-poly",
+        "mnist-mlp-bnn",
+    ]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -19,8 +19,21 @@ _LARGE = 1e30
 _TABLE_BITS = 2
 CKKS_FIX = "replace it with secure_infer.fix(net, 'ckks'), then train or fine-tune."
 
-MONOTONE = ("ReLU", "ReLU6", "Hardtanh", "Sigmoid", "Tanh", "LeakyReLU", "ELU", "SELU", "CELU", "Softplus",
-            "Hardsigmoid", "Softsign", "LogSigmoid")
+MONOTONE = (
+    "ReLU",
+    "ReLU6",
+    "Hardtanh",
+    "Sigmoid",
+    "Tanh",
+    "LeakyReLU",
+    "ELU",
+    "SELU",
+    "CELU",
+    "Softplus",
+    "Hardsigmoid",
+    "Softsign",
+    "LogSigmoid",
+)
 """Activations that never fall: they become one step function."""
 
 CURVED = ("SiLU", "GELU", "Mish", "Hardswish")
@@ -51,7 +64,7 @@ def _monotone(ctx: Context, node: fx.Node, layer: Any) -> Value:
     if joins_next(node, ctx.layers):
         ctx.pending[node] = layer
         return x
-    grid = activation_grid(ctx.real(node), ctx.precision.activations)
+    grid = ctx.grids.get(node) or activation_grid(ctx.real(node), ctx.precision.activations)
     function = _function(layer)
     return step(ctx, node.name, x, lambda r: grid.index(function(r)), grid)
 
@@ -167,8 +180,9 @@ def joins_next(node: fx.Node, layers: Any) -> bool:
     if len(users) != 1 or users[0] not in layers:
         return False
     layer: nn.Module = layers[users[0]]
-    return isinstance(layer, SignLayer) or bool(getattr(layer, "is_act_quant_enabled", False)
-                                                and not getattr(layer, "is_input_quant_enabled", False))
+    return isinstance(layer, SignLayer) or bool(
+        getattr(layer, "is_act_quant_enabled", False) and not getattr(layer, "is_input_quant_enabled", False)
+    )
 
 
 def has_zero(proxy: Any) -> bool:
@@ -187,5 +201,7 @@ def require_possible(layer: nn.Module, protocol: str) -> None:
     if protocol == "ckks" and steps:
         raise TypeProblem(f"CKKS can't evaluate {name}: it adds and multiplies only.", CKKS_FIX)
     if protocol == "ckks" and name in ("MaxPool2d", "QuantMaxPool2d"):
-        raise TypeProblem("CKKS can't compare, so there is no maximum.",
-                          "replace it by AvgPool2d with secure_infer.fix(net, 'ckks'), then train or fine-tune.")
+        raise TypeProblem(
+            "CKKS can't compare, so there is no maximum.",
+            "replace it by AvgPool2d with secure_infer.fix(net, 'ckks'), then train or fine-tune.",
+        )

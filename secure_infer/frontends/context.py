@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from secure_infer.errors import Problem, UsageError
 from secure_infer.frontends.builder import Builder, Value
-from secure_infer.frontends.quantize import Reals
-from secure_infer.graph.ops import Shape
+from secure_infer.frontends.quantize import Grid, Reals
+from secure_infer.graph.ops import Shape, TypeProblem
 
 PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
 
@@ -66,15 +66,22 @@ class Precision:
             UsageError: An unknown protocol or name, or bits out of range.
         """
         if protocol not in _DEFAULTS:
-            raise UsageError(f"There is no protocol {protocol!r}.", [
-                Problem("protocol", f"Expected one of {', '.join(PROTOCOLS)}.", "check the spelling.")])
+            raise UsageError(
+                f"There is no protocol {protocol!r}.",
+                [Problem("protocol", f"Expected one of {', '.join(PROTOCOLS)}.", "check the spelling.")],
+            )
         names = tuple(cls.__dataclass_fields__)
         given = dict.fromkeys(names, n_bits) if isinstance(n_bits, int) else dict(n_bits or {})
-        problems = [Problem("n_bits", f"There is no {name!r}.", f"use {', '.join(names)}.")
-                    for name in given if name not in names]
-        problems += [Problem("n_bits", f"Expected {name}={bits} in [1, 16].", "use a number of bits in this range.")
-                     for name, bits in given.items() if isinstance(bits, bool) or not isinstance(bits, int)
-                     or not 1 <= bits <= 16]
+        problems = [
+            Problem("n_bits", f"There is no {name!r}.", f"use {', '.join(names)}.")
+            for name in given
+            if name not in names
+        ]
+        problems += [
+            Problem("n_bits", f"Expected {name}={bits} in [1, 16].", "use a number of bits in this range.")
+            for name, bits in given.items()
+            if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16
+        ]
         if problems:
             raise UsageError("n_bits does not make sense.", problems)
         return cls(**{**_DEFAULTS[protocol], **given})
@@ -82,7 +89,7 @@ class Precision:
 
 _DEFAULTS: dict[str, dict[str, int]] = {
     "clear": {"input": 8, "weights": 8, "activations": 8},
-    "tfhe": {"input": 5, "weights": 4, "activations": 4},
+    "tfhe": {"input": 4, "weights": 5, "activations": 3},
     "mpc": {"input": 8, "weights": 8, "activations": 5},
     "ckks": {"input": 8, "weights": 12, "activations": 12},
 }
@@ -99,6 +106,7 @@ class Context:
         values: What each translated fx node stands for.
         reals: What each fx node computed on the calibration data.
         layers: The layer that each fx node applies, functions and methods too.
+        grids: Grids that were chosen for activations before their turn, by fx node.
         pending: Activations that wait to be joined with the quantizer after them, by fx node.
     """
 
@@ -109,6 +117,7 @@ class Context:
     reals: Mapping[fx.Node, Any]
     layers: Mapping[fx.Node, nn.Module]
     pending: dict[fx.Node, nn.Module]
+    grids: dict[fx.Node, Grid] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -156,3 +165,19 @@ def to_numpy(tensor: Any) -> Reals:
     """A tensor, or a Brevitas tensor, as float64."""
     plain = tensor if isinstance(tensor, Tensor) else tensor.value
     return np.asarray(plain.detach().cpu().double().numpy())
+
+
+def normalization(layer: Any) -> tuple[Reals, Reals]:
+    """Gain and shift of a batch-norm in evaluation mode, each of shape `(channels,)`.
+
+    Raises:
+        TypeProblem: It keeps no running statistics.
+    """
+    if layer.running_mean is None or layer.running_var is None:
+        raise TypeProblem("It keeps no running statistics.", "use track_running_stats=True and train.")
+    mean, variance = to_numpy(layer.running_mean), to_numpy(layer.running_var)
+    gain = 1 / np.sqrt(variance + layer.eps)
+    if layer.weight is not None:
+        gain = gain * to_numpy(layer.weight)
+    shift = -mean * gain
+    return gain, shift if layer.bias is None else shift + to_numpy(layer.bias)

@@ -55,13 +55,21 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
     return LinearCall(weight=weight, bias=bias)
 
 
-def _conv(weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-          groups: int = 1) -> nn.Module:
+def _conv(
+    weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> nn.Module:
     return ConvCall(weight=weight, bias=bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
-def _batch_norm(running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
-                momentum: float = 0.1, eps: float = 1e-5) -> nn.Module:
+def _batch_norm(
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> nn.Module:
     if training:
         raise TypeProblem("It normalizes by the batch.", "pass training=self.training.")
     return BatchNormCall(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, eps=eps)
@@ -97,24 +105,61 @@ def _idle(*_: Any, **__: Any) -> nn.Module:
     return nn.Identity()
 
 
-def _max_pool(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-              return_indices: bool = False) -> nn.Module:
+def _max_pool(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
     return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
 
 FUNCTIONS: Mapping[str, Make] = {
-    "linear": _linear, "conv2d": _conv, "batch_norm": _batch_norm,
-    "relu": nn.ReLU, "relu_": nn.ReLU, "relu6": nn.ReLU6, "hardtanh": nn.Hardtanh, "clamp": _clamp, "clip": _clamp,
-    "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "selu": nn.SELU, "celu": nn.CELU, "softplus": nn.Softplus,
-    "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "hardsigmoid": nn.Hardsigmoid, "softsign": nn.Softsign,
-    "silu": nn.SiLU, "gelu": lambda approximate="none": nn.GELU(approximate), "mish": nn.Mish,
-    "hardswish": nn.Hardswish, "square": Squaring, "pow": _power,
-    "avg_pool2d": nn.AvgPool2d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d, "max_pool2d": _max_pool, "mean": _mean,
-    "flatten": _reshaping, "view": _reshaping, "reshape": _reshaping, "squeeze": _reshaping,
-    "unsqueeze": _reshaping, "contiguous": _idle, "clone": _idle, "to": _idle, "float": _idle,
-    "double": _idle, "detach": _idle,
-    "dropout": _dropout, "dropout2d": _dropout,
-    "softmax": lambda dim=None, **_: nn.Softmax(dim), "log_softmax": lambda dim=None, **_: nn.LogSoftmax(dim),
+    "linear": _linear,
+    "conv2d": _conv,
+    "batch_norm": _batch_norm,
+    "relu": nn.ReLU,
+    "relu_": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    "clamp": _clamp,
+    "clip": _clamp,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "celu": nn.CELU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "hardsigmoid": nn.Hardsigmoid,
+    "softsign": nn.Softsign,
+    "silu": nn.SiLU,
+    "gelu": lambda approximate="none": nn.GELU(approximate),
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "square": Squaring,
+    "pow": _power,
+    "avg_pool2d": nn.AvgPool2d,
+    "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
+    "max_pool2d": _max_pool,
+    "mean": _mean,
+    "flatten": _reshaping,
+    "view": _reshaping,
+    "reshape": _reshaping,
+    "squeeze": _reshaping,
+    "unsqueeze": _reshaping,
+    "contiguous": _idle,
+    "clone": _idle,
+    "to": _idle,
+    "float": _idle,
+    "double": _idle,
+    "detach": _idle,
+    "dropout": _dropout,
+    "dropout2d": _dropout,
+    "softmax": lambda dim=None, **_: nn.Softmax(dim),
+    "log_softmax": lambda dim=None, **_: nn.LogSoftmax(dim),
 }
 """What a function stands for, by its name: a maker of the layer from the arguments after the first."""
 
@@ -150,8 +195,19 @@ def as_layer(node: fx.Node, data: Mapping[fx.Node, Any], constants: Mapping[fx.N
         raise TypeProblem(f"Its arguments are not understood ({error}).", "use the layer from torch.nn.") from error
 
 
-_ELEMENTWISE = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "hardswish",
-                "hardsigmoid")
+_ELEMENTWISE = (
+    "relu",
+    "relu6",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "silu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+)
 
 
 def function_name(node: fx.Node) -> str:
@@ -159,8 +215,9 @@ def function_name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def _arithmetic(name: str, node: fx.Node, args: list[Any], options: dict[str, Any],
-                data: Mapping[fx.Node, Any]) -> nn.Module:
+def _arithmetic(
+    name: str, node: fx.Node, args: list[Any], options: dict[str, Any], data: Mapping[fx.Node, Any]
+) -> nn.Module:
     if options.get("alpha", 1) != 1 or options.get("rounding_mode") is not None:
         raise TypeProblem("It has options beyond its two operands.", "use plain arithmetic.")
     operands = [*args, *(options[k] for k in ("input", "other") if k in options)]

@@ -12,8 +12,9 @@ import numpy as np
 from torch import fx, nn
 
 from secure_infer.frontends.activation import quantizer
+from secure_infer.frontends.align import aligned_scale
 from secure_infer.frontends.builder import Value
-from secure_infer.frontends.context import Context, IntegerWeight, data_inputs, handles, to_numpy
+from secure_infer.frontends.context import Context, IntegerWeight, data_inputs, handles, normalization, to_numpy
 from secure_infer.frontends.quantize import Reals, quantize_weight
 from secure_infer.graph import Add, Conv2d, Linear
 from secure_infer.graph.interpret import windows
@@ -98,11 +99,16 @@ def _multiply(ctx: Context, node: fx.Node, layer: Any, x: Value, form: _Product,
         unrounded = weights.real * _expand(gain, weights.real, form.groups)
         reals = ctx.real(data_inputs(node, ctx.values)[0])
         columns = form.columns(_in_units(reals, x, gain), unrounded)
-        integers, scale = _quantize(unrounded, columns, ctx.precision.weights)
+        bits, scales = ctx.precision.weights, None
+        if ctx.protocol == "tfhe" and bits > 1:
+            scales = aligned_scale(ctx, node, unrounded.reshape(len(unrounded), -1) * unit, columns, bits)
+        integers, scale = _quantize(unrounded, columns, bits, None if scales is None else scales / unit)
     else:
         if not np.allclose(gain, gain[0], rtol=_EXACT, atol=0):
-            raise TypeProblem("Its input has one scale a channel, its weights are integers already.",
-                              "put a quantizer or a Sign between the batch-norm and this layer.")
+            raise TypeProblem(
+                "Its input has one scale a channel, its weights are integers already.",
+                "put a quantizer or a Sign between the batch-norm and this layer.",
+            )
         integers, scale = weights.integers, np.broadcast_to(weights.scale * gain[0], len(weights.integers))
     name = builder.add(label, form.op(integers, scale), x.name, unrounded=integers.astype(np.float64))
     offset = (weights.real * _expand(x.offset, weights.real, form.groups)).reshape(len(integers), -1).sum(axis=1)
@@ -122,10 +128,11 @@ def _in_units(reals: Reals, x: Value, gain: Reals) -> Reals:
     return np.asarray((reals - x.offset.reshape(trailing)) / safe)
 
 
-def _quantize(weight: Reals, columns: Reals, bits: int) -> tuple[Integers, Reals]:
-    """Integers and scales of weights `(out, ...)`, group by group."""
+def _quantize(weight: Reals, columns: Reals, bits: int, scales: Reals | None) -> tuple[Integers, Reals]:
+    """Integers and scales of weights `(out, ...)`, group by group; the best scales, unless some are given."""
     groups = np.split(weight.reshape(len(weight), -1), len(columns))
-    parts = [quantize_weight(rows, bits, inputs) for rows, inputs in zip(groups, columns, strict=True)]
+    given = [None] * len(columns) if scales is None else np.split(scales, len(columns))
+    parts = [quantize_weight(*group, bits=bits) for group in zip(groups, columns, given, strict=True)]
     return np.concatenate([q for q, _ in parts]).reshape(weight.shape), np.concatenate([s for _, s in parts])
 
 
@@ -145,8 +152,10 @@ def _without_offset(ctx: Context, x: Value, label: str, exact: bool) -> Value:
     amount = np.rint(x.offset / np.where(x.scale == 0, 1, x.scale)).astype(np.int64)
     rest = x.offset - amount * x.scale
     if exact and not np.allclose(rest, 0, atol=_EXACT * float(np.abs(x.scale).max())):
-        raise TypeProblem("Its input has an offset, which zero padding would cut off.",
-                          "use padding=0, or put a quantizer or a Sign before this layer.")
+        raise TypeProblem(
+            "Its input has an offset, which zero padding would cut off.",
+            "use padding=0, or put a quantizer or a Sign before this layer.",
+        )
     return ctx.builder.add_integers(x, amount, label)
 
 
@@ -192,8 +201,10 @@ def _same(weights: _Weights, dilation: Pair) -> tuple[Pair, _Weights]:
     for size, step in zip(weights.real.shape[2:], dilation, strict=True):
         total = step * (size - 1)
         if total % 2 and step > 1:
-            raise TypeProblem("padding='same' with an even, dilated kernel needs uneven padding.",
-                              "use an odd kernel, or give the padding as numbers.")
+            raise TypeProblem(
+                "padding='same' with an even, dilated kernel needs uneven padding.",
+                "use an odd kernel, or give the padding as numbers.",
+            )
         padding.append(total // 2 + total % 2)
         extra.append(total % 2)
     pad = ((0, 0), (0, 0), (extra[0], 0), (extra[1], 0))
@@ -207,16 +218,7 @@ def _pair(value: Any) -> Pair:
 
 @handles("BatchNorm1d", "BatchNorm2d", "BatchNormCall")
 def _batch_norm(ctx: Context, node: fx.Node, layer: Any) -> Value:
-    if layer.running_mean is None or layer.running_var is None:
-        raise TypeProblem("It keeps no running statistics.", "use track_running_stats=True and train.")
-    mean, variance = to_numpy(layer.running_mean), to_numpy(layer.running_var)
-    gain = 1 / np.sqrt(variance + layer.eps)
-    shift = np.zeros_like(gain)
-    if layer.weight is not None:
-        gain = gain * to_numpy(layer.weight)
-    if layer.bias is not None:
-        shift = to_numpy(layer.bias)
-    return ctx.value(node).affine(gain, shift - mean * gain)
+    return ctx.value(node).affine(*normalization(layer))
 
 
 class Affine(nn.Module):

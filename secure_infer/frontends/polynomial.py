@@ -55,9 +55,11 @@ def polynomial(ctx: Context, node: fx.Node, x: Value, coefficients: Reals) -> Va
     if ctx.protocol != "ckks" and peak < _DIGITS:
         return None
     if typical / scale * 2.0**shift < _DIGITS * max(1.0, peak**degree):
-        raise TypeProblem(f"Its worst-case input lies so far above the calibrated one that {ACCUMULATOR_BITS} bits "
-                          f"leave no precision for degree {degree}.",
-                          "use a lower degree, fewer activations, or smaller layers before it.")
+        raise TypeProblem(
+            f"Its worst-case input lies so far above the calibrated one that {ACCUMULATOR_BITS} bits "
+            f"leave no precision for degree {degree}.",
+            "use a lower degree, fewer activations, or smaller layers before it.",
+        )
     integers = np.asarray(np.rint(rows / scale * 2.0**shift), dtype=np.int64)
     name = builder.add(label, Polynomial(integers[0] if len(integers) == 1 else integers, shift, (scale,)), x.name)
     return Value(name, np.array([scale]), np.zeros(1))

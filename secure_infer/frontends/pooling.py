@@ -31,8 +31,10 @@ class Reshaping(nn.Module):
 def _reshape(ctx: Context, node: fx.Node, layer: Any) -> Value:
     shape = ctx.real(node).shape
     if shape[0] != ctx.batch or len(shape) < 2:
-        raise TypeProblem(f"It mixes samples: the result has shape {shape} for {ctx.batch} samples.",
-                          "keep the batch axis, e.g. torch.flatten(x, 1) or x.view(x.size(0), -1).")
+        raise TypeProblem(
+            f"It mixes samples: the result has shape {shape} for {ctx.batch} samples.",
+            "keep the batch axis, e.g. torch.flatten(x, 1) or x.view(x.size(0), -1).",
+        )
     return reshape(ctx, node.name, ctx.value(node), tuple(shape[1:]))
 
 
@@ -116,8 +118,10 @@ def _maximum(ctx: Context, node: fx.Node, layer: Any) -> Value:
 @handles("Softmax", "LogSoftmax")
 def _softmax(ctx: Context, node: fx.Node, layer: Any) -> Value:
     if [user.op for user in node.users] != ["output"] or layer.dim not in (1, -1, None):
-        raise TypeProblem("A softmax is possible at the very end only, over the classes.",
-                          "remove it, or apply it to the decrypted result.")
+        raise TypeProblem(
+            "A softmax is possible at the very end only, over the classes.",
+            "remove it, or apply it to the decrypted result.",
+        )
     return ctx.value(node)
 
 

@@ -60,14 +60,15 @@ def activation_grid(values: Reals, bits: int) -> Grid:
     return grid
 
 
-def quantize_weight(weight: Reals, bits: int, inputs: Reals | None = None) -> tuple[Integers, Reals]:
-    """Symmetric integers with a scale for each output, chosen for the least squared error.
+def quantize_weight(weight: Reals, inputs: Reals | None, scale: Reals | None, bits: int) -> tuple[Integers, Reals]:
+    """Symmetric integers with a scale for each output.
 
     Args:
         weight: Shape `(out, in)`.
-        bits: Bits of a weight, sign included; 1 means +1 and -1.
         inputs: Typical inputs, shape `(n, in)`; with them, the error of the outputs is kept small, not that of the
             weights alone.
+        scale: Scales to use, shape `(out,)`; None for those with the least squared error.
+        bits: Bits of a weight, sign included; 1 means +1 and -1.
 
     Returns:
         Integers of the same shape, and scales of shape `(out,)`.
@@ -76,15 +77,21 @@ def quantize_weight(weight: Reals, bits: int, inputs: Reals | None = None) -> tu
         scale = np.abs(weight).mean(axis=1)
         return np.where(weight >= 0, 1, -1).astype(np.int64), np.where(scale > 0, scale, 1.0)
     top = (1 << (bits - 1)) - 1
+    if scale is None:
+        scale = _best_scale(weight, bits)
+    if inputs is None or bits > _COARSE or weight.shape[1] > _WIDEST:
+        return _rounded(weight, scale, top), scale
+    return _compensated(weight, scale, top, inputs), scale
+
+
+def _best_scale(weight: Reals, bits: int) -> Reals:
+    top = (1 << (bits - 1)) - 1
     peak = np.abs(weight).max(axis=1, initial=0.0)
     peak = np.where(peak > 0, peak, top)
     shares = np.linspace(1.0, 0.35, 27) if bits <= _COARSE else np.ones(1)
     scales = shares[:, None] * peak / top
     errors = [np.square(_rounded(weight, s, top) * s[:, None] - weight).sum(axis=1) for s in scales]
-    scale = scales[np.argmin(errors, axis=0), np.arange(len(weight))]
-    if inputs is None or bits > _COARSE or weight.shape[1] > _WIDEST:
-        return _rounded(weight, scale, top), scale
-    return _compensated(weight, scale, top, inputs), scale
+    return np.asarray(scales[np.argmin(errors, axis=0), np.arange(len(weight))])
 
 
 def _rounded(weight: Reals, scale: Reals, top: int) -> Integers:
@@ -101,7 +108,7 @@ def _compensated(weight: Reals, scale: Reals, top: int, inputs: Reals) -> Intege
     for column in range(weight.shape[1]):
         result[:, column] = _rounded(rest[:, column, None], scale, top)[:, 0]
         error = (rest[:, column] - result[:, column] * scale) / factor[column, column]
-        rest[:, column + 1:] -= np.outer(error, factor[column, column + 1:])
+        rest[:, column + 1 :] -= np.outer(error, factor[column, column + 1 :])
     return result
 
 

@@ -14,8 +14,10 @@ from secure_infer.errors import InvalidInput, Problem, SecureInferError, Unsuppo
 from secure_infer.frontends.context import HANDLERS, IntegerWeight, PolynomialLayer, SignLayer
 
 _SAMPLES = 512
-_TRACE_FIX = ("write forward() without data-dependent control flow (if, while, int(x)), or wrap the part that can be "
-              "evaluated in a module of its own.")
+_TRACE_FIX = (
+    "write forward() without data-dependent control flow (if, while, int(x)), or wrap the part that can be "
+    "evaluated in a module of its own."
+)
 
 
 def handler_name(layer: nn.Module) -> str | None:
@@ -64,8 +66,10 @@ def prepare(net: nn.Module, calibration: npt.NDArray[Any]) -> tuple[nn.Module, n
         InvalidInput: Calibration data that is not a batch of finite numbers.
     """
     if not isinstance(net, nn.Module):
-        raise UnsupportedNetwork("This is not a torch network.", [
-            Problem("net", f"Expected a torch.nn.Module, got {type(net).__name__}.", "pass the module itself.")])
+        raise UnsupportedNetwork(
+            "This is not a torch network.",
+            [Problem("net", f"Expected a torch.nn.Module, got {type(net).__name__}.", "pass the module itself.")],
+        )
     x = np.asarray(calibration)
     problems = []
     if x.dtype.kind not in "buif":
@@ -73,15 +77,22 @@ def prepare(net: nn.Module, calibration: npt.NDArray[Any]) -> tuple[nn.Module, n
     elif not np.isfinite(x).all():
         problems.append(Problem("calibration", "Some values are NaN or infinite.", "clean the data first."))
     if x.ndim not in (2, 4) or not len(x):
-        problems.append(Problem("calibration", f"Its shape is {x.shape}.", "pass a batch of some 100 typical inputs: "
-                                "(n, features) or (n, channels, height, width)."))
+        problems.append(
+            Problem(
+                "calibration",
+                f"Its shape is {x.shape}.",
+                "pass a batch of some 100 typical inputs: (n, features) or (n, channels, height, width).",
+            )
+        )
     if problems:
         raise InvalidInput("The calibration data can't be used.", problems)
     try:
         copied = copy.deepcopy(net).cpu().eval().double()
     except Exception as error:
-        raise UnsupportedNetwork("The network can't be copied.", [
-            Problem("net", f"{type(error).__name__}: {error}.", "call it on a freshly loaded network.")]) from error
+        raise UnsupportedNetwork(
+            "The network can't be copied.",
+            [Problem("net", f"{type(error).__name__}: {error}.", "call it on a freshly loaded network.")],
+        ) from error
     return copied, x.astype(np.float64)
 
 
@@ -96,8 +107,10 @@ def trace(net: nn.Module) -> fx.GraphModule:
         root = nn.Sequential(net) if tracer.is_leaf_module(net, "") else net
         return fx.GraphModule(root, tracer.trace(root))  # type: ignore[no-any-return]
     except Exception as error:
-        raise UnsupportedNetwork("The network can't be traced.", [
-            Problem(type(net).__name__, f"{type(error).__name__}: {_first_line(error)}", _TRACE_FIX)]) from error
+        raise UnsupportedNetwork(
+            "The network can't be traced.",
+            [Problem(type(net).__name__, f"{type(error).__name__}: {_first_line(error)}", _TRACE_FIX)],
+        ) from error
 
 
 def record(module: fx.GraphModule, x: npt.NDArray[np.float64]) -> dict[fx.Node, Any]:
@@ -114,9 +127,16 @@ def record(module: fx.GraphModule, x: npt.NDArray[np.float64]) -> dict[fx.Node, 
     except SecureInferError:
         raise
     except Exception as error:
-        raise InvalidInput("The network refuses the calibration data.", [
-            Problem("calibration", f"Shape {x.shape}: {_first_line(error)}",
-                    "pass inputs of the shape that the network was trained on.")]) from error
+        raise InvalidInput(
+            "The network refuses the calibration data.",
+            [
+                Problem(
+                    "calibration",
+                    f"Shape {x.shape}: {_first_line(error)}",
+                    "pass inputs of the shape that the network was trained on.",
+                )
+            ],
+        ) from error
     return recorder.results
 
 

@@ -25,8 +25,9 @@ _LOG = logging.getLogger(__name__)
 _UNKNOWN_FIX = "use a supported layer: see secure_infer.check and the table of layers in the README."
 
 
-def to_graph(net: nn.Module, calibration: npt.ArrayLike, protocol: str,
-             n_bits: int | Mapping[str, int] | None = None) -> Graph:
+def to_graph(
+    net: nn.Module, calibration: npt.ArrayLike, protocol: str, n_bits: int | Mapping[str, int] | None = None
+) -> Graph:
     """Translate a torch network to an integer graph.
 
     Layers that are quantized already (binarized, Brevitas) keep their integers and are translated exactly: on inputs
@@ -59,8 +60,9 @@ def to_graph(net: nn.Module, calibration: npt.ArrayLike, protocol: str,
     return graph
 
 
-def _layers(module: fx.GraphModule, data: Mapping[fx.Node, Any], results: Mapping[fx.Node, Any],
-            protocol: str) -> dict[fx.Node, nn.Module]:
+def _layers(
+    module: fx.GraphModule, data: Mapping[fx.Node, Any], results: Mapping[fx.Node, Any], protocol: str
+) -> dict[fx.Node, nn.Module]:
     """The layer that each node applies; every node that stands for none is a problem."""
     layers: dict[fx.Node, nn.Module] = {}
     problems = []
@@ -86,8 +88,14 @@ def _layers(module: fx.GraphModule, data: Mapping[fx.Node, Any], results: Mappin
     return layers
 
 
-def _walk(module: fx.GraphModule, data: Mapping[fx.Node, Any], layers: dict[fx.Node, nn.Module],
-          x: npt.NDArray[np.float64], protocol: str, precision: Precision) -> Graph:
+def _walk(
+    module: fx.GraphModule,
+    data: Mapping[fx.Node, Any],
+    layers: dict[fx.Node, nn.Module],
+    x: npt.NDArray[np.float64],
+    protocol: str,
+    precision: Precision,
+) -> Graph:
     source = next(node for node in data if node.op == "placeholder")
     grid, quantized = _input(source, layers, x, precision)
     builder = Builder(TensorType(tuple(x.shape[1:]), grid.low, grid.high, (grid.scale,)))
@@ -117,13 +125,16 @@ def _apply(ctx: Context, node: fx.Node, layer: nn.Module) -> Value:
     value = HANDLERS[str(handler_name(layer))](ctx, node, layer)
     shape, expected = ctx.shape(value), ctx.real(node).shape[1:]
     if shape != expected:
-        raise TypeProblem(f"Its shape would be {shape}, in torch it is {expected}.",
-                          "use ceil_mode=False, and shapes that keep the batch axis first.")
+        raise TypeProblem(
+            f"Its shape would be {shape}, in torch it is {expected}.",
+            "use ceil_mode=False, and shapes that keep the batch axis first.",
+        )
     return value
 
 
-def _input(source: fx.Node, layers: Mapping[fx.Node, nn.Module], x: npt.NDArray[np.float64],
-           precision: Precision) -> tuple[Grid, fx.Node | None]:
+def _input(
+    source: fx.Node, layers: Mapping[fx.Node, nn.Module], x: npt.NDArray[np.float64], precision: Precision
+) -> tuple[Grid, fx.Node | None]:
     """The input's grid; if the network quantizes its input itself, that grid, and the layer which it makes needless."""
     node, layer = _first_layer(source, layers)
     if type(layer).__name__ == "QuantIdentity" and layer.is_act_quant_enabled and not layer.is_input_quant_enabled:
@@ -161,5 +172,11 @@ def _log_agreement(graph: Graph, module: fx.GraphModule, x: npt.NDArray[np.float
     found = graph.dequantize(evaluate(graph, graph.quantize(x))).reshape(len(x), -1)
     agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
     error = float(np.abs(found - expected).max(initial=0.0))
-    _LOG.info("Graph of %d nodes: same greatest output as the network on %.1f %% of %d calibration inputs, greatest "
-              "difference %.3g.", len(graph.nodes), 100 * agreement, len(x), error)
+    _LOG.info(
+        "Graph of %d nodes: same greatest output as the network on %.1f %% of %d calibration inputs, greatest "
+        "difference %.3g.",
+        len(graph.nodes),
+        100 * agreement,
+        len(x),
+        error,
+    )

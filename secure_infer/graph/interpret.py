@@ -96,7 +96,7 @@ def apply(op: Op, *inputs: Array, use_float: bool = False, keep_float: bool = Fa
         case Add():
             return np.asarray(op.gains[0] * x + op.gains[1] * inputs[1])
         case Sum():
-            return windows(x, op.kernel, op.stride, op.padding).sum(axis=(-2, -1))
+            return np.asarray(windows(x, op.kernel, op.stride, op.padding).sum(axis=(-2, -1)))
         case Max():
             lowest = -np.inf if keep_float else np.iinfo(np.int64).min
             return np.asarray(windows(x, op.kernel, op.stride, op.padding, fill=lowest).max(axis=(-2, -1)))

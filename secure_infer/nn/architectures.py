@@ -14,8 +14,9 @@ from secure_infer.nn.layers import BinaryLinear, PolynomialActivation, Sign
 Architecture = Callable[..., nn.Sequential]
 
 
-def binary_mlp(*, inputs: int, classes: int, hidden: Sequence[int], input_bits: int, weight_bits: Sequence[int],
-               noise: float = 0.0) -> nn.Sequential:
+def binary_mlp(
+    *, inputs: int, classes: int, hidden: Sequence[int], input_bits: int, weight_bits: Sequence[int], noise: float = 0.0
+) -> nn.Sequential:
     """A multi-layer perceptron with sign activations.
 
     Args:
@@ -34,9 +35,16 @@ def binary_mlp(*, inputs: int, classes: int, hidden: Sequence[int], input_bits: 
     return nn.Sequential(*layers)
 
 
-def quantized_cnn(*, image: Sequence[int], classes: int, convolutions: Sequence[Sequence[int]],
-                  hidden: Sequence[int] = (), input_bits: int, weight_bits: Sequence[int],
-                  activation_bits: int) -> nn.Sequential:
+def quantized_cnn(
+    *,
+    image: Sequence[int],
+    classes: int,
+    convolutions: Sequence[Sequence[int]],
+    hidden: Sequence[int] = (),
+    input_bits: int,
+    weight_bits: Sequence[int],
+    activation_bits: int,
+) -> nn.Sequential:
     """A convolutional network with quantized weights and quantized ReLUs; strides stand in for pooling.
 
     Args:
@@ -54,8 +62,11 @@ def quantized_cnn(*, image: Sequence[int], classes: int, convolutions: Sequence[
     depth, height, width = image
     bits = iter(weight_bits)
     for number, kernel, stride, padding in convolutions:
-        layers += [quant_conv2d(depth, number, kernel, next(bits), stride=stride, padding=padding, bias=False),
-                   nn.BatchNorm2d(number), quant_relu(activation_bits)]
+        layers += [
+            quant_conv2d(depth, number, kernel, next(bits), stride=stride, padding=padding, bias=False),
+            nn.BatchNorm2d(number),
+            quant_relu(activation_bits),
+        ]
         depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
     layers.append(nn.Flatten())
     size = depth * height * width
@@ -65,8 +76,17 @@ def quantized_cnn(*, image: Sequence[int], classes: int, convolutions: Sequence[
     return nn.Sequential(*layers, _linear(size, classes, next(bits), bias=True))
 
 
-def polynomial_cnn(*, image: Sequence[int], classes: int, channels: int, kernel: int, stride: int, padding: int,
-                   hidden: int, radius: float = 3.0) -> nn.Sequential:
+def polynomial_cnn(
+    *,
+    image: Sequence[int],
+    classes: int,
+    channels: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    hidden: int,
+    radius: float = 3.0,
+) -> nn.Sequential:
     """A convolution and two linear layers with quadratic activations between, after LoLa (Brutzkus et al., ICML 2019).
 
     Args:
@@ -82,10 +102,15 @@ def polynomial_cnn(*, image: Sequence[int], classes: int, channels: int, kernel:
     depth, *sides = image
     height, width = ((n + 2 * padding - kernel) // stride + 1 for n in sides)
     return nn.Sequential(
-        nn.Conv2d(depth, channels, kernel, stride=stride, padding=padding, bias=False), nn.BatchNorm2d(channels),
-        PolynomialActivation(radius=radius), nn.Flatten(),
-        nn.Linear(channels * height * width, hidden, bias=False), nn.BatchNorm1d(hidden),
-        PolynomialActivation(radius=radius), nn.Linear(hidden, classes))
+        nn.Conv2d(depth, channels, kernel, stride=stride, padding=padding, bias=False),
+        nn.BatchNorm2d(channels),
+        PolynomialActivation(radius=radius),
+        nn.Flatten(),
+        nn.Linear(channels * height * width, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        PolynomialActivation(radius=radius),
+        nn.Linear(hidden, classes),
+    )
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -105,13 +130,20 @@ def build(name: str, parameters: Mapping[str, Any]) -> nn.Sequential:
         UsageError: An unknown architecture, or parameters that it does not take or lacks; all are listed.
     """
     if name not in ARCHITECTURES:
-        raise UsageError(f"There is no architecture {name!r}.", [
-            Problem("architecture", f"Expected one of {', '.join(ARCHITECTURES)}.", "correct the name.")])
+        raise UsageError(
+            f"There is no architecture {name!r}.",
+            [Problem("architecture", f"Expected one of {', '.join(ARCHITECTURES)}.", "correct the name.")],
+        )
     signature = inspect.signature(ARCHITECTURES[name]).parameters
-    problems = [Problem(key, "Unknown parameter.", f"use one of {', '.join(signature)}.")
-                for key in parameters.keys() - signature.keys()]
-    problems += [Problem(key, "Missing.", "add it.") for key, entry in signature.items()
-                 if entry.default is inspect.Parameter.empty and key not in parameters]
+    problems = [
+        Problem(key, "Unknown parameter.", f"use one of {', '.join(signature)}.")
+        for key in parameters.keys() - signature.keys()
+    ]
+    problems += [
+        Problem(key, "Missing.", "add it.")
+        for key, entry in signature.items()
+        if entry.default is inspect.Parameter.empty and key not in parameters
+    ]
     if problems:
         raise UsageError(f"The parameters do not fit {name}.", problems)
     return ARCHITECTURES[name](**parameters)

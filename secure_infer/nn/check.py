@@ -17,11 +17,33 @@ Rule = Callable[[Any, str], Iterator[Finding]]
 
 _RULES: dict[str, Rule] = {}
 _FIX = "secure_infer.fix(net, 'ckks'), then train or fine-tune."
-_SHAPES = ("size", "getattr", "getitem", "shape", "dim", "numel", "floordiv", "contiguous", "clone",
-           "to", "float", "double", "detach")
+_SHAPES = (
+    "size",
+    "getattr",
+    "getitem",
+    "shape",
+    "dim",
+    "numel",
+    "floordiv",
+    "contiguous",
+    "clone",
+    "to",
+    "float",
+    "double",
+    "detach",
+)
 _ARITHMETIC = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div", "neg")
-_SAME = {"clamp": "hardtanh", "clip": "hardtanh", "view": "flatten", "reshape": "flatten", "squeeze": "flatten",
-         "unsqueeze": "flatten", "unflatten": "flatten", "pow": "square", "signlayer": "sign"}
+_SAME = {
+    "clamp": "hardtanh",
+    "clip": "hardtanh",
+    "view": "flatten",
+    "reshape": "flatten",
+    "squeeze": "flatten",
+    "unsqueeze": "flatten",
+    "unflatten": "flatten",
+    "pow": "square",
+    "signlayer": "sign",
+}
 
 
 def check(net: nn.Module, protocol: str, input_shape: tuple[int, ...] | None = None) -> list[Problem]:
@@ -48,8 +70,13 @@ def check(net: nn.Module, protocol: str, input_shape: tuple[int, ...] | None = N
         problems = [problem for node in _reading_input(traced) for problem in _problems(node, traced, protocol)]
         return problems + (_shape_problems(traced, net, input_shape) if input_shape is not None else [])
     except _Untraceable as error:
-        return [Problem(type(net).__name__, f"It can't be traced: {error}",
-                        "write forward() without control flow that depends on data (if, while, int(x)).")]
+        return [
+            Problem(
+                type(net).__name__,
+                f"It can't be traced: {error}",
+                "write forward() without control flow that depends on data (if, while, int(x)).",
+            )
+        ]
     finally:
         net.train(training)
 
@@ -57,8 +84,10 @@ def check(net: nn.Module, protocol: str, input_shape: tuple[int, ...] | None = N
 def require_protocol(protocol: str) -> None:
     """Raise a UsageError if there is no such protocol."""
     if protocol not in PROTOCOLS:
-        raise UsageError(f"There is no protocol {protocol!r}.", [
-            Problem("protocol", f"Expected one of {', '.join(PROTOCOLS)}.", "check the spelling.")])
+        raise UsageError(
+            f"There is no protocol {protocol!r}.",
+            [Problem("protocol", f"Expected one of {', '.join(PROTOCOLS)}.", "check the spelling.")],
+        )
 
 
 class _Untraceable(Exception):
@@ -119,9 +148,12 @@ def _problems(node: fx.Node, traced: fx.GraphModule, protocol: str) -> Iterator[
         return
     kind = _SAME.get(kind, kind)
     if kind not in _RULES:
-        yield Problem(where, f"There is no encrypted form of {shown}.",
-                      "use Linear, Conv2d, BatchNorm, pooling, ReLU-like and polynomial layers; or compute it on the "
-                      "client, before or after the encrypted part.")
+        yield Problem(
+            where,
+            f"There is no encrypted form of {shown}.",
+            "use Linear, Conv2d, BatchNorm, pooling, ReLU-like and polynomial layers; or compute it on the "
+            "client, before or after the encrypted part.",
+        )
         return
     if kind in ("softmax", "logsoftmax") and [user.op for user in node.users] != ["output"]:
         yield Problem(where, "A softmax is possible at the very end only.", "remove it, or apply it after decryption.")
@@ -159,10 +191,15 @@ class _Shapes(fx.Interpreter):
         if isinstance(layer, nn.Linear) and x.dim() != 2:
             self.problems.append(Problem(str(target), f"It reads shape {tuple(x.shape[1:])}.", "flatten first."))
         if isinstance(layer, nn.AdaptiveAvgPool2d) and any(
-                a % b for a, b in zip(x.shape[-2:], result.shape[-2:], strict=True)):
-            self.problems.append(Problem(
-                str(target), f"{tuple(x.shape[-2:])} does not divide into {tuple(result.shape[-2:])}.",
-                "use an output size that divides the image."))
+            a % b for a, b in zip(x.shape[-2:], result.shape[-2:], strict=True)
+        ):
+            self.problems.append(
+                Problem(
+                    str(target),
+                    f"{tuple(x.shape[-2:])} does not divide into {tuple(result.shape[-2:])}.",
+                    "use an output size that divides the image.",
+                )
+            )
         return result
 
 
@@ -174,8 +211,23 @@ def _rule(*kinds: str) -> Callable[[Rule], Rule]:
     return register
 
 
-@_rule("linear", "quantlinear", "flatten", "identity", "dropout", "dropout1d", "dropout2d", "alphadropout",
-       "featurealphadropout", "quantdropout", "adaptiveavgpool2d", "softmax", "logsoftmax", "square", "mean")
+@_rule(
+    "linear",
+    "quantlinear",
+    "flatten",
+    "identity",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "alphadropout",
+    "featurealphadropout",
+    "quantdropout",
+    "adaptiveavgpool2d",
+    "softmax",
+    "logsoftmax",
+    "square",
+    "mean",
+)
 def _always(layer: Any, protocol: str) -> Iterator[Finding]:
     yield from ()
 
@@ -186,7 +238,8 @@ def _convolution(layer: Any, protocol: str) -> Iterator[Finding]:
     if mode != "zeros":
         yield f"Its padding_mode is {mode!r}.", "use padding_mode='zeros'."
     if getattr(layer, "padding", 0) == "same" and any(
-            d > 1 and d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)):
+        d > 1 and d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+    ):
         yield "padding='same' with an even, dilated kernel needs uneven padding.", "use an odd kernel."
 
 
@@ -211,13 +264,36 @@ def _maximum(layer: Any, protocol: str) -> Iterator[Finding]:
         yield "It is dilated or returns indices.", "use dilation=1 and return_indices=False."
 
 
-@_rule("relu", "relu6", "hardtanh", "sigmoid", "tanh", "leakyrelu", "elu", "selu", "celu", "softplus", "hardsigmoid",
-       "softsign", "logsigmoid", "silu", "gelu", "mish", "hardswish",
-       "quantrelu", "quantidentity", "quanthardtanh", "quanttanh", "quantsigmoid")
+@_rule(
+    "relu",
+    "relu6",
+    "hardtanh",
+    "sigmoid",
+    "tanh",
+    "leakyrelu",
+    "elu",
+    "selu",
+    "celu",
+    "softplus",
+    "hardsigmoid",
+    "softsign",
+    "logsigmoid",
+    "silu",
+    "gelu",
+    "mish",
+    "hardswish",
+    "quantrelu",
+    "quantidentity",
+    "quanthardtanh",
+    "quanttanh",
+    "quantsigmoid",
+)
 def _activation(layer: Any, protocol: str) -> Iterator[Finding]:
     if protocol == "ckks":
-        yield ("CKKS adds and multiplies only: it has no such activation.",
-               f"replace it by a PolynomialActivation with {_FIX}")
+        yield (
+            "CKKS adds and multiplies only: it has no such activation.",
+            f"replace it by a PolynomialActivation with {_FIX}",
+        )
 
 
 @_rule("sign")

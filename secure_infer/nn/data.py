@@ -90,35 +90,65 @@ _CIFAR_CREDIT = "Alex Krizhevsky: Learning Multiple Layers of Features from Tiny
 
 _SOURCES: Mapping[str, _Source] = {
     "digits": _Source(
-        _DIGITS, "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998; as in scikit-learn",
-        "CC BY 4.0", {"all": "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"}, levels=16),
+        _DIGITS,
+        "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998; as in scikit-learn",
+        "CC BY 4.0",
+        {"all": "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"},
+        levels=16,
+    ),
     "mnist": _Source(
-        _DIGITS, "Y. LeCun, C. Cortes, C. Burges: The MNIST Database of Handwritten Digits", "CC BY-SA 3.0",
-        {"x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-         "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
-         "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-         "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"},
+        _DIGITS,
+        "Y. LeCun, C. Cortes, C. Burges: The MNIST Database of Handwritten Digits",
+        "CC BY-SA 3.0",
+        {
+            "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+            "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+            "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+            "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+        },
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
-        {"x_train": "f68b3c2dcbeaaa9fbdd348bbdeb94873", "y_train": "d53e105ee54ea40749a09fcbcd1e9432",
-         "x_test": "9fb629c4189551a2d022fa330f9573f3", "y_test": "ec29112dd5afa0611ce80d1b7f02629c"}),
+        {
+            "x_train": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "y_train": "d53e105ee54ea40749a09fcbcd1e9432",
+            "x_test": "9fb629c4189551a2d022fa330f9573f3",
+            "y_test": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
     "fashion-mnist": _Source(
         ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
-        "H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST, Zalando Research, 2017", "MIT",
-        {"x_train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
-         "y_train": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
-         "x_test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
-         "y_test": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"},
-        ("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-         "https://fashion-mnist.s3.eu-central-1.amazonaws.com/"),
-        {"x_train": "8d4fb7e6c68d591d4c3dfef9ec88bf0d", "y_train": "25c81989df183df01b3e8a0aad5dffbe",
-         "x_test": "bef4ecab320f06d8554ea6380940ec79", "y_test": "bb300cfdad3c16e7a12a480ee83cd310"}),
+        "H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST, Zalando Research, 2017",
+        "MIT",
+        {
+            "x_train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+            "y_train": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+            "x_test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+            "y_test": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+        },
+        (
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+            "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
+        ),
+        {
+            "x_train": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "y_train": "25c81989df183df01b3e8a0aad5dffbe",
+            "x_test": "bef4ecab320f06d8554ea6380940ec79",
+            "y_test": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+    ),
     "cifar10": _Source(
-        _OBJECTS, _CIFAR_CREDIT, "none stated; cite the report",
+        _OBJECTS,
+        _CIFAR_CREDIT,
+        "none stated; cite the report",
         {_CIFAR_FILE: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
-        ("https://www.cs.toronto.edu/~kriz/",), {_CIFAR_FILE: "c32a1d4ab5d03f1284b67883e8d87530"}),
+        ("https://www.cs.toronto.edu/~kriz/",),
+        {_CIFAR_FILE: "c32a1d4ab5d03f1284b67883e8d87530"},
+    ),
     "cifar10-jpeg": _Source(
-        _OBJECTS, _CIFAR_CREDIT + "; recompressed (lossy) as JPEG by Y. Kim", "none stated; cite the report",
-        {"cifar10-jpeg.npz": "f50988cb117c98f4e377d94e83b1cb9485d87dbb73864da3f52d71d3fcec3a8f"}),
+        _OBJECTS,
+        _CIFAR_CREDIT + "; recompressed (lossy) as JPEG by Y. Kim",
+        "none stated; cite the report",
+        {"cifar10-jpeg.npz": "f50988cb117c98f4e377d94e83b1cb9485d87dbb73864da3f52d71d3fcec3a8f"},
+    ),
 }
 
 
@@ -144,14 +174,24 @@ def load_dataset(name: str, *, download: bool = True) -> Dataset:
         MissingExtra: `digits` without scikit-learn, or `cifar10-jpeg` without Pillow.
     """
     if name not in _SOURCES:
-        raise UsageError(f"There is no data set {name!r}.", [
-            Problem("data set", f"Expected one of {', '.join(_SOURCES)}.", "correct the name.")])
+        raise UsageError(
+            f"There is no data set {name!r}.",
+            [Problem("data set", f"Expected one of {', '.join(_SOURCES)}.", "correct the name.")],
+        )
     source = _SOURCES[name]
     arrays = _read(name, source, download)
     images = {part: _unit(arrays[part], source.levels) for part in ("x_train", "x_test")}
     labels = {part: arrays[part].astype(np.int64) for part in ("y_train", "y_test")}
-    return Dataset(name, images["x_train"], labels["y_train"], images["x_test"], labels["y_test"],
-                   source.classes, source.credit, source.licence)
+    return Dataset(
+        name,
+        images["x_train"],
+        labels["y_train"],
+        images["x_test"],
+        labels["y_test"],
+        source.classes,
+        source.credit,
+        source.licence,
+    )
 
 
 def read_idx(data: bytes) -> Pixels:
@@ -244,8 +284,11 @@ def _unset() -> Arrays:
 
 
 def _verified(arrays: Arrays, source: _Source) -> Arrays:
-    wrong = [part for part in _PARTS
-             if hashlib.sha256(np.ascontiguousarray(arrays[part]).tobytes()).hexdigest() != source.sha256[part]]
+    wrong = [
+        part
+        for part in _PARTS
+        if hashlib.sha256(np.ascontiguousarray(arrays[part]).tobytes()).hexdigest() != source.sha256[part]
+    ]
     if wrong:
         raise _Unusable(f"The SHA-256 of {', '.join(wrong)} is not that of the data set.")
     return arrays
@@ -291,8 +334,12 @@ def _read_cifar(folder: Path, source: _Source) -> Arrays:
         batches = [f"data_batch_{i}.bin" for i in range(1, 6)]
         train = np.concatenate([_records(archive, file) for file in batches])
         test = _records(archive, "test_batch.bin")
-    return {"x_train": train[:, 1:].reshape(-1, 3, 32, 32), "y_train": train[:, 0],
-            "x_test": test[:, 1:].reshape(-1, 3, 32, 32), "y_test": test[:, 0]}
+    return {
+        "x_train": train[:, 1:].reshape(-1, 3, 32, 32),
+        "y_train": train[:, 0],
+        "x_test": test[:, 1:].reshape(-1, 3, 32, 32),
+        "y_test": test[:, 0],
+    }
 
 
 def _records(archive: tarfile.TarFile, file: str) -> Pixels:
@@ -319,8 +366,7 @@ def _read_jpegs(path: Path, source: _Source) -> Arrays:
     return arrays
 
 
-def _download(folder: Path, files: Sequence[str], source: _Source,
-              read: Callable[[Path, _Source], Arrays]) -> Arrays:
+def _download(folder: Path, files: Sequence[str], source: _Source, read: Callable[[Path, _Source], Arrays]) -> Arrays:
     checksums = dict(zip(files, (source.md5 or {}).values(), strict=True))
     for file in files:
         fetch([url + file for url in source.urls], folder / file, checksums[file])
@@ -336,12 +382,18 @@ def _digits(source: _Source) -> Arrays:
     bunch = load_digits()
     images, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
     if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != source.sha256["all"]:
-        raise DataError("The digits are not those that the models were trained on.", [
-            Problem("scikit-learn", "The SHA-256 of its digits differs.", "install scikit-learn 1.5 or newer.")])
+        raise DataError(
+            "The digits are not those that the models were trained on.",
+            [Problem("scikit-learn", "The SHA-256 of its digits differs.", "install scikit-learn 1.5 or newer.")],
+        )
     random = np.random.default_rng(0)
     held_out = np.zeros(len(labels), dtype=bool)
     for label in range(10):
         members = random.permutation(np.flatnonzero(labels == label))
         held_out[members[: len(members) // 4]] = True
-    return {"x_train": images[~held_out], "y_train": labels[~held_out],
-            "x_test": images[held_out], "y_test": labels[held_out]}
+    return {
+        "x_train": images[~held_out],
+        "y_train": labels[~held_out],
+        "x_test": images[held_out],
+        "y_test": labels[held_out],
+    }

@@ -18,18 +18,56 @@ from secure_infer.nn.layers import ChebyshevActivation, PolynomialActivation
 
 _LOG = logging.getLogger(__name__)
 _MARGIN = 1.1
-_CURVES = ("ReLU", "ReLU6", "Hardtanh", "Sigmoid", "Tanh", "LeakyReLU", "ELU", "SELU", "CELU", "Softplus",
-           "Hardsigmoid", "Softsign", "LogSigmoid", "SiLU", "GELU", "Mish", "Hardswish", "PReLU", "RReLU")
+_CURVES = (
+    "ReLU",
+    "ReLU6",
+    "Hardtanh",
+    "Sigmoid",
+    "Tanh",
+    "LeakyReLU",
+    "ELU",
+    "SELU",
+    "CELU",
+    "Softplus",
+    "Hardsigmoid",
+    "Softsign",
+    "LogSigmoid",
+    "SiLU",
+    "GELU",
+    "Mish",
+    "Hardswish",
+    "PReLU",
+    "RReLU",
+)
 _QUANTIZED = {"QuantReLU": nn.ReLU, "QuantHardTanh": nn.Hardtanh, "QuantTanh": nn.Tanh, "QuantSigmoid": nn.Sigmoid}
-_CALLS = {"relu": nn.ReLU, "relu_": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh,
-          "silu": nn.SiLU, "gelu": nn.GELU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "selu": nn.SELU,
-          "softplus": nn.Softplus, "mish": nn.Mish, "hardswish": nn.Hardswish, "max_pool2d": nn.MaxPool2d,
-          # Not for CKKS, but tracing would fix whether it is on.
-          "dropout": nn.Dropout}
+_CALLS = {
+    "relu": nn.ReLU,
+    "relu_": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "softplus": nn.Softplus,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "max_pool2d": nn.MaxPool2d,
+    # Not for CKKS, but tracing would fix whether it is on.
+    "dropout": nn.Dropout,
+}
 
 
-def fix(net: nn.Module, protocol: str, calibration: npt.ArrayLike | Tensor | None = None, *, degree: int = 2,
-        radius: float = 3.0) -> nn.Module:
+def fix(
+    net: nn.Module,
+    protocol: str,
+    calibration: npt.ArrayLike | Tensor | None = None,
+    *,
+    degree: int = 2,
+    radius: float = 3.0,
+) -> nn.Module:
     """Replace what a protocol can't evaluate, where something close exists.
 
     For CKKS each activation becomes a polynomial that fits it on `[-radius, radius]`: learned and of degree 2, or a

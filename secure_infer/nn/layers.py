@@ -63,8 +63,10 @@ def _integer_weight(weight: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
 
 def _check_scaling(scaling: str) -> None:
     if scaling not in ("tensor", "channel", "none"):
-        raise UsageError(f"There is no scaling {scaling!r}.", [
-            Problem("scaling", "Expected 'tensor', 'channel' or 'none'.", "use one of these.")])
+        raise UsageError(
+            f"There is no scaling {scaling!r}.",
+            [Problem("scaling", "Expected 'tensor', 'channel' or 'none'.", "use one of these.")],
+        )
 
 
 class BinaryLinear(nn.Linear):
@@ -104,8 +106,14 @@ class BinaryConv2d(nn.Conv2d):
         **options: `stride`, `padding`, `dilation`, `groups`, `bias` as in `torch.nn.Conv2d`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
-                 scaling: Scaling = "channel", **options: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        scaling: Scaling = "channel",
+        **options: Any,
+    ) -> None:
         _check_scaling(scaling)
         super().__init__(in_channels, out_channels, kernel_size, **options)
         self.scaling: Scaling = scaling
@@ -174,8 +182,9 @@ class PolynomialActivation(nn.Module):
 
     peak: Tensor
 
-    def __init__(self, coefficients: tuple[float, ...] | None = None, channels: int | None = None,
-                 radius: float = 3.0) -> None:
+    def __init__(
+        self, coefficients: tuple[float, ...] | None = None, channels: int | None = None, radius: float = 3.0
+    ) -> None:
         super().__init__()
         if not radius > 0:
             raise UsageError(f"Expected a radius above zero, got {radius}.")

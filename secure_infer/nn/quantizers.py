@@ -17,8 +17,9 @@ def quant_linear(in_features: int, out_features: int, bits: int, bias: bool = Tr
     return layer
 
 
-def quant_conv2d(in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], bits: int,
-                 **options: Any) -> nn.Module:
+def quant_conv2d(
+    in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], bits: int, **options: Any
+) -> nn.Module:
     """A Brevitas `QuantConv2d` with symmetric weights of 1 to 8 bits; options as in `torch.nn.Conv2d`."""
     layer: nn.Module = qnn.QuantConv2d(in_channels, out_channels, kernel_size, **_weight_options(bits), **options)
     return layer

@@ -86,8 +86,9 @@ def read_recipe(path: Path, name: str | None = None) -> Recipe:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"The recipe {path.name} can't be read.", [
-            Problem(str(path), f"{error}.", "correct the file.")]) from error
+        raise UsageError(
+            f"The recipe {path.name} can't be read.", [Problem(str(path), f"{error}.", "correct the file.")]
+        ) from error
     return parse_recipe(name or path.parent.name, data)
 
 
@@ -103,11 +104,17 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
         UsageError: Keys that are missing, unknown or of a wrong type or range; all are listed.
     """
     problems = [Problem(key, "Unknown key.", "remove it.") for key in data.keys() - {"summary", "dataset", *_TABLES}]
-    problems += [Problem(key, "Expected a string.", "add it.") for key in ("summary", "dataset")
-                 if not isinstance(data.get(key), str)]
+    problems += [
+        Problem(key, "Expected a string.", "add it.")
+        for key in ("summary", "dataset")
+        if not isinstance(data.get(key), str)
+    ]
     tables = {key: data.get(key, {}) for key in _TABLES}
-    problems += [Problem(key, "Expected a table.", f"write it as [{key}].") for key, table in tables.items()
-                 if not isinstance(table, dict)]
+    problems += [
+        Problem(key, "Expected a table.", f"write it as [{key}].")
+        for key, table in tables.items()
+        if not isinstance(table, dict)
+    ]
     if isinstance(tables["architecture"], dict) and not isinstance(tables["architecture"].get("name"), str):
         problems.append(Problem("architecture.name", "Expected a string.", "name an architecture."))
     if isinstance(tables["training"], dict):
@@ -115,14 +122,23 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
     if problems:
         raise UsageError(f"The recipe {name} is not valid.", problems)
     parameters = dict(tables["architecture"])
-    return Recipe(name, data["summary"], data["dataset"], parameters.pop("name"), parameters,
-                  Training(**tables["training"]), tables["protocols"])
+    return Recipe(
+        name,
+        data["summary"],
+        data["dataset"],
+        parameters.pop("name"),
+        parameters,
+        Training(**tables["training"]),
+        tables["protocols"],
+    )
 
 
 def _training_problems(table: Mapping[str, Any]) -> list[Problem]:
     types = get_type_hints(Training)
-    problems = [Problem(f"training.{key}", "Unknown key.", f"use one of {', '.join(types)}.")
-                for key in table.keys() - types.keys()]
+    problems = [
+        Problem(f"training.{key}", "Unknown key.", f"use one of {', '.join(types)}.")
+        for key in table.keys() - types.keys()
+    ]
     for entry in fields(Training):
         where = f"training.{entry.name}"
         if entry.name not in table:

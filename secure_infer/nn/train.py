@@ -108,8 +108,10 @@ def evaluate(net: nn.Module, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64
         InvalidInput: No images, or not as many labels as images.
     """
     if not len(x) or len(x) != len(y):
-        raise InvalidInput("There is nothing to evaluate on.", [
-            Problem("data", f"Got {len(x)} images and {len(y)} labels.", "give one label for each image.")])
+        raise InvalidInput(
+            "There is nothing to evaluate on.",
+            [Problem("data", f"Got {len(x)} images and {len(y)} labels.", "give one label for each image.")],
+        )
     training = net.training
     net.eval()
     correct = 0
@@ -207,7 +209,8 @@ def _optimizer(net: nn.Module, plan: Training) -> torch.optim.Optimizer:
     kinds: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     momentum = {"momentum": 0.9} if plan.optimizer == "sgd" else {}
     optimizer: torch.optim.Optimizer = kinds[plan.optimizer](
-        net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, **momentum)
+        net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, **momentum
+    )
     return optimizer
 
 

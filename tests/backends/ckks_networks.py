@@ -23,11 +23,19 @@ def linear(outputs: int, inputs: int, scale: float = 1.0) -> Linear:
     return Linear(RNG.integers(-4, 5, (outputs, inputs)), RNG.integers(-9, 10, outputs), (scale,))
 
 
-def conv(outputs: int, inputs: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1,
-         groups: int = 1) -> Conv2d:
+def conv(
+    outputs: int, inputs: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Conv2d:
     weight = RNG.integers(-4, 5, (outputs, inputs // groups, kernel, kernel))
-    return Conv2d(weight, RNG.integers(-9, 10, outputs), (1.0,), (stride, stride), (padding, padding),
-                  (dilation, dilation), groups)
+    return Conv2d(
+        weight,
+        RNG.integers(-9, 10, outputs),
+        (1.0,),
+        (stride, stride),
+        (padding, padding),
+        (dilation, dilation),
+        groups,
+    )
 
 
 def poly(*coefficients: int, shift: int = 4) -> Polynomial:
@@ -47,13 +55,31 @@ NETWORKS = {
     "fewer rows than columns": chain((33,), linear(3, 33), BENT, linear(7, 3)),
     "activation first and last": chain((7,), SQUARE, linear(5, 7), BENT),
     "activation upon activation": chain((7,), BENT, BENT, linear(2, 7)),
-    "two convolutions": chain((2, 9, 9), conv(4, 2, 3, 2, 1), BENT, conv(6, 4, 3, 1, 1, groups=2), SQUARE,
-                              Sum((2, 2), (2, 2), divisor=4), Reshape((24,)), linear(10, 24)),
+    "two convolutions": chain(
+        (2, 9, 9),
+        conv(4, 2, 3, 2, 1),
+        BENT,
+        conv(6, 4, 3, 1, 1, groups=2),
+        SQUARE,
+        Sum((2, 2), (2, 2), divisor=4),
+        Reshape((24,)),
+        linear(10, 24),
+    ),
     "dilated": chain((1, 11, 8), conv(3, 1, 3, 1, 2, dilation=2), SQUARE, Reshape((264,)), linear(3, 264)),
-    "residual": chain((6,), linear(6, 6), BENT, linear(6, 6, 2.0), (Add((1, 2)), "n1", "n2"), SQUARE, linear(6, 6, 3.0),
-                      (Add((3, 1)), "n5", "n0"), (Add(), "n6", INPUT)),
-    "residual after different depths": chain((5,), linear(5, 5), CUBIC, linear(5, 5), BENT, (Add(), "n3", "n1"),
-                                             (Add(), "n4", INPUT), linear(3, 5)),
+    "residual": chain(
+        (6,),
+        linear(6, 6),
+        BENT,
+        linear(6, 6, 2.0),
+        (Add((1, 2)), "n1", "n2"),
+        SQUARE,
+        linear(6, 6, 3.0),
+        (Add((3, 1)), "n5", "n0"),
+        (Add(), "n6", INPUT),
+    ),
+    "residual after different depths": chain(
+        (5,), linear(5, 5), CUBIC, linear(5, 5), BENT, (Add(), "n3", "n1"), (Add(), "n4", INPUT), linear(3, 5)
+    ),
     "degree 3": chain((8,), linear(6, 8), CUBIC, linear(4, 6)),
     "degree 5": chain((8,), linear(6, 8), QUINTIC, linear(4, 6)),
     "degree 7": chain((4, 3, 3), conv(2, 4, 2), SEPTIC, Reshape((8,)), linear(4, 8)),

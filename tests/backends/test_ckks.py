@@ -65,8 +65,20 @@ def deployed(name: str) -> Deployment:
 
 
 class TestEncrypted:
-    @pytest.mark.parametrize("name", ["one linear layer", "one number", "one convolution", "residual", "degree 3",
-                                      "a polynomial per channel", "two convolutions", "nothing but a bias", "zero"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "one linear layer",
+            "one number",
+            "one convolution",
+            "residual",
+            "degree 3",
+            "a polynomial per channel",
+            "two convolutions",
+            "nothing but a bias",
+            "zero",
+        ],
+    )
     def test_error_stays_within_the_bound(self, name: str) -> None:
         deployment = deployed(name)
         bound = deployment.program.guarantee.error_bound
@@ -115,8 +127,9 @@ class TestEncrypted:
         x = np.repeat(deployment.x, 4, axis=0)
         expected = interpret_real(deployment.graph, x)
         executed = (deployment.predict(x) - expected).std()
-        simulated = np.mean([(BACKEND.simulate(deployment.graph, deployment.program, x, seed) - expected).std()
-                             for seed in range(5)])
+        simulated = np.mean(
+            [(BACKEND.simulate(deployment.graph, deployment.program, x, seed) - expected).std() for seed in range(5)]
+        )
         assert 1 / 3 < executed / simulated < 3
 
     def test_simulation_is_reproducible_and_bounded(self) -> None:
@@ -154,13 +167,19 @@ class TestSecrets:
         ring = Ring(half.parameters)
         (secret,) = frame.unpack(deployment.keys.secret, SECRET).parts
         assert ring.load("SecretKey", secret)
-        public = [*frame.unpack(deployment.keys.evaluation, EVALUATION).parts,
-                  *frame.unpack(deployment.program.servers[0], server.KIND).parts]
+        public = [
+            *frame.unpack(deployment.keys.evaluation, EVALUATION).parts,
+            *frame.unpack(deployment.program.servers[0], server.KIND).parts,
+        ]
         for part in public:
             with pytest.raises(Unreadable):
                 ring.load("SecretKey", part)
-        held = [*vars(deployment.server).values(), *vars(deployment.server._ring).values(),
-                *vars(deployment.server._engine).values(), *deployment.server._keys.values()]
+        held = [
+            *vars(deployment.server).values(),
+            *vars(deployment.server._ring).values(),
+            *vars(deployment.server._engine).values(),
+            *deployment.server._keys.values(),
+        ]
         kinds = (ring.lib.SecretKey, ring.lib.Decryptor, ring.lib.KeyGenerator)
         assert not any(isinstance(value, kinds) for value in held)
 
@@ -188,8 +207,11 @@ class TestSecrets:
         graph = NETWORKS["one linear layer"]
         node = graph.nodes[0]
         assert isinstance(node.op, Linear)
-        other = Graph(graph.input, (Node(node.name, replace(node.op, weight=node.op.weight[:, ::-1].copy()),
-                                         node.inputs),), graph.output)
+        other = Graph(
+            graph.input,
+            (Node(node.name, replace(node.op, weight=node.op.weight[:, ::-1].copy()), node.inputs),),
+            graph.output,
+        )
         x = np.tile(inputs_for(graph, 9)[:, :1], (1, 9))
         halves = [dict(frame.unpack(BACKEND.compile(g, x, {}).client, "ckks-client").meta) for g in (graph, other)]
         assert halves[0].pop("model") != halves[1].pop("model")
@@ -206,10 +228,12 @@ class TestBadInput:
     def test_keys_of_another_model(self) -> None:
         one, other = deployed("one linear layer"), deployed("one convolution")
         (message,) = one.client.encrypt(one.x[:1], one.keys)
-        for call in (lambda: one.server.run(message, other.keys.evaluation),
-                     lambda: other.server.run(message, other.keys.evaluation),
-                     lambda: one.client.encrypt(one.x[:1], other.keys),
-                     lambda: one.client.decrypt([message], other.keys)):
+        for call in (
+            lambda: one.server.run(message, other.keys.evaluation),
+            lambda: other.server.run(message, other.keys.evaluation),
+            lambda: one.client.encrypt(one.x[:1], other.keys),
+            lambda: one.client.decrypt([message], other.keys),
+        ):
             with pytest.raises(KeyMismatch):
                 call()
 
@@ -228,24 +252,35 @@ class TestBadInput:
         stranger = deployment.client.keygen()
         (message,) = deployment.client.encrypt(deployment.x[:1], deployment.keys)
         reply = deployment.server.run(message, deployment.keys.evaluation)
-        renamed = frame.pack(SECRET, frame.unpack(stranger.secret, SECRET).parts,
-                             frame.unpack(deployment.keys.secret, SECRET).meta)
+        renamed = frame.pack(
+            SECRET, frame.unpack(stranger.secret, SECRET).parts, frame.unpack(deployment.keys.secret, SECRET).meta
+        )
         with pytest.raises(DecryptionError, match="outside the calibrated range"):
             deployment.client.decrypt([reply], Keys(renamed, b""))
 
-    @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:50], lambda b: b[:-1],
-                                        lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"hello" * 20])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda b: b"",
+            lambda b: b[:50],
+            lambda b: b[:-1],
+            lambda b: b[:-1] + bytes([b[-1] ^ 1]),
+            lambda b: b"hello" * 20,
+        ],
+    )
     def test_damaged_bytes(self, damage: object) -> None:
         assert callable(damage)
         deployment = deployed("one linear layer")
         keys = deployment.keys
         (message,) = deployment.client.encrypt(deployment.x[:1], keys)
         reply = deployment.server.run(message, keys.evaluation)
-        for call in (lambda: deployment.server.run(damage(message), keys.evaluation),
-                     lambda: deployment.server.run(message, damage(keys.evaluation)),
-                     lambda: deployment.client.encrypt(deployment.x[:1], Keys(damage(keys.secret), b"")),
-                     lambda: BACKEND.client(damage(deployment.program.client)),
-                     lambda: BACKEND.servers([damage(deployment.program.servers[0])])):
+        for call in (
+            lambda: deployment.server.run(damage(message), keys.evaluation),
+            lambda: deployment.server.run(message, damage(keys.evaluation)),
+            lambda: deployment.client.encrypt(deployment.x[:1], Keys(damage(keys.secret), b"")),
+            lambda: BACKEND.client(damage(deployment.program.client)),
+            lambda: BACKEND.servers([damage(deployment.program.servers[0])]),
+        ):
             with pytest.raises(BundleError):
                 call()
         with pytest.raises(DecryptionError):
@@ -259,10 +294,12 @@ class TestBadInput:
         (message,) = deployment.client.encrypt(deployment.x[:1], keys)
         opened, evaluation = frame.unpack(message, INPUT_MESSAGE), frame.unpack(keys.evaluation, EVALUATION)
         reply = deployment.server.run(message, keys.evaluation)
-        messages = [frame.pack(INPUT_MESSAGE, [b"garbage"], opened.meta),
-                    frame.pack(INPUT_MESSAGE, [], opened.meta),
-                    frame.pack(INPUT_MESSAGE, opened.parts, {**opened.meta, "count": "one"}),
-                    frame.pack(INPUT_MESSAGE, [evaluation.parts[1]], opened.meta)]
+        messages = [
+            frame.pack(INPUT_MESSAGE, [b"garbage"], opened.meta),
+            frame.pack(INPUT_MESSAGE, [], opened.meta),
+            frame.pack(INPUT_MESSAGE, opened.parts, {**opened.meta, "count": "one"}),
+            frame.pack(INPUT_MESSAGE, [evaluation.parts[1]], opened.meta),
+        ]
         for bad in messages:
             with pytest.raises(BundleError):
                 deployment.server.run(bad, keys.evaluation)
@@ -284,8 +321,17 @@ class TestBadInput:
             with pytest.raises(BundleError, match=r"wrong level|belongs"):
                 deployment.server.run(message, deployment.keys.evaluation)
 
-    @pytest.mark.parametrize("x", [np.zeros((1, 8), int), np.zeros(9, int), np.zeros((1, 9)), np.full((1, 9), 4),
-                                   np.full((1, 9), np.nan), np.array(3)])
+    @pytest.mark.parametrize(
+        "x",
+        [
+            np.zeros((1, 8), int),
+            np.zeros(9, int),
+            np.zeros((1, 9)),
+            np.full((1, 9), 4),
+            np.full((1, 9), np.nan),
+            np.array(3),
+        ],
+    )
     def test_wrong_inputs(self, x: np.ndarray) -> None:
         deployment = deployed("one linear layer")
         with pytest.raises(InvalidInput):
@@ -301,18 +347,33 @@ class TestBadInput:
         with pytest.raises(BundleError, match="newer"):
             BACKEND.servers([frame.pack(server.KIND, [head, opened.parts[1]], opened.meta)])
 
-    @pytest.mark.parametrize("change", [
-        {"rotations": [0]}, {"rotations": [1, 1]}, {"rotations": [1 << 40]}, {"positions": [-1] * 5},
-        {"positions": [0]}, {"half": 0.0}, {"output_range": float("nan")}, {"shape": [-9]}, {"grid": -1.0},
-        {"low": "x"}, {"extra": 1}, {"input": {"level": 7, "scale": 2.0**29, "period": 16, "blocks": 1}},
-        {"parameters": {}}])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"rotations": [0]},
+            {"rotations": [1, 1]},
+            {"rotations": [1 << 40]},
+            {"positions": [-1] * 5},
+            {"positions": [0]},
+            {"half": 0.0},
+            {"output_range": float("nan")},
+            {"shape": [-9]},
+            {"grid": -1.0},
+            {"low": "x"},
+            {"extra": 1},
+            {"input": {"level": 7, "scale": 2.0**29, "period": 16, "blocks": 1}},
+            {"parameters": {}},
+        ],
+    )
     def test_client_halves_of_a_bad_server(self, change: dict[str, object]) -> None:
         opened = frame.unpack(deployed("one linear layer").program.client, "ckks-client")
         with pytest.raises(BundleError, match="can't be read"):
             BACKEND.client(frame.pack("ckks-client", [], {**opened.meta, **change}))
 
-    @pytest.mark.parametrize("change", [("level", 5), ("level", -3), ("power", 9), ("sources", []),
-                                        ("split", {}), ("sources", [["nobody", 16]])])
+    @pytest.mark.parametrize(
+        "change",
+        [("level", 5), ("level", -3), ("power", 9), ("sources", []), ("split", {}), ("sources", [["nobody", 16]])],
+    )
     def test_server_halves_that_make_no_sense(self, change: tuple[str, object]) -> None:
         opened = frame.unpack(deployed("one linear layer").program.servers[0], server.KIND)
         head = json.loads(opened.parts[0])
@@ -339,7 +400,9 @@ class TestBadInput:
             BACKEND.client(program.client)
 
     def test_importing_loads_neither_torch_nor_the_library(self) -> None:
-        code = ("import sys, secure_infer.backends.ckks as c; c.CkksBackend(); "
-                "print([m for m in ('torch', 'tenseal') if m in sys.modules])")
+        code = (
+            "import sys, secure_infer.backends.ckks as c; c.CkksBackend(); "
+            "print([m for m in ('torch', 'tenseal') if m in sys.modules])"
+        )
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert found.stdout.strip() == "[]"

@@ -147,9 +147,19 @@ class TestParameters:
         with pytest.raises(ParametersError, match="not distinct primes"):
             parameters.verify(replace(good, primes=(*good.primes[:-1], good.primes[-1] + 2)))
 
-    @pytest.mark.parametrize("options", [
-        {"poly_modulus_degree": 5000}, {"scale_bits": 99}, {"security": 80}, {"scale_bits": True}, {"nonsense": 1},
-        {"rounding_bits": -1}, {"rounding_bits": "4"}, {"security": "128"}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"poly_modulus_degree": 5000},
+            {"scale_bits": 99},
+            {"security": 80},
+            {"scale_bits": True},
+            {"nonsense": 1},
+            {"rounding_bits": -1},
+            {"rounding_bits": "4"},
+            {"security": "128"},
+        ],
+    )
     def test_bad_options(self, options: dict[str, object]) -> None:
         graph = NETWORKS["one linear layer"]
         with pytest.raises(UsageError):

@@ -275,8 +275,10 @@ def test_replies_are_fresh_shares(session: Session) -> None:
     sent = client.encrypt(inputs_for(CASES["reshape"], 1), client.keygen())
     replies = run_both([PartyRole(session, party) for party in (0, 1)], sent)
     for message, reply in zip(sent, replies, strict=True):
-        shares = [np.frombuffer(frame.unpack(data, kind).parts[0], np.int64)
-                  for data, kind in ((message, "mpc-share"), (reply, "mpc-reply"))]
+        shares = [
+            np.frombuffer(frame.unpack(data, kind).parts[0], np.int64)
+            for data, kind in ((message, "mpc-share"), (reply, "mpc-reply"))
+        ]
         assert not np.any(shares[0] == shares[1])
 
 
@@ -306,8 +308,14 @@ def test_a_half_of_party_1_with_weights_is_refused() -> None:
     whole = frame.unpack(program.servers[0], "mpc-server")
     plan = json.loads(whole.parts[0])
     smuggled = [frame.pack("mpc-server", whole.parts, {"party": 1})]
-    for change in ({"weight": [3, 5, *range(9)]}, {"weight": [-3, 5]}, {"weight": [3, 5], "bias": [1, 2, 3]},
-                   {"weight": [0.5, 5]}, {"weight": "AAAA"}, {}):
+    for change in (
+        {"weight": [3, 5, *range(9)]},
+        {"weight": [-3, 5]},
+        {"weight": [3, 5], "bias": [1, 2, 3]},
+        {"weight": [0.5, 5]},
+        {"weight": "AAAA"},
+        {},
+    ):
         altered = json.loads(json.dumps(plan))
         altered["steps"][0]["parameters"] = change
         smuggled.append(frame.pack("mpc-server", [json.dumps(altered).encode()], {"party": 1}))
@@ -321,8 +329,15 @@ def test_a_half_of_party_1_with_weights_is_refused() -> None:
 def test_malformed_halves_are_refused_before_any_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secure_infer.backends.mpc.session.Session", None)
     program, other = compiled(TINY), compiled(TINY)
-    for halves in ([], program.servers[:1], program.servers[::-1], [program.servers[0], other.servers[1]],
-                   [b"", b""], [program.servers[0], program.servers[1][:-1]], [program.client, program.client]):
+    for halves in (
+        [],
+        program.servers[:1],
+        program.servers[::-1],
+        [program.servers[0], other.servers[1]],
+        [b"", b""],
+        [program.servers[0], program.servers[1][:-1]],
+        [program.client, program.client],
+    ):
         with pytest.raises(BundleError):
             BACKEND.servers(halves)
     plan, *_ = frame.unpack(program.servers[0], "mpc-server").parts
@@ -342,8 +357,14 @@ def test_malformed_halves_are_refused_before_any_process_starts(monkeypatch: pyt
 
 
 def test_first_party_needs_an_explicit_word() -> None:
-    for options in ({"provider": "first-party"}, {"provider": "first-party", "insecure_dev": False},
-                    {"provider": "TFP", "insecure_dev": True}, {"ring": 32}, {"timeout": 0}, {"timeout": "soon"}):
+    for options in (
+        {"provider": "first-party"},
+        {"provider": "first-party", "insecure_dev": False},
+        {"provider": "TFP", "insecure_dev": True},
+        {"ring": 32},
+        {"timeout": 0},
+        {"timeout": "soon"},
+    ):
         with pytest.raises(UsageError):
             compiled(TINY, **options)
     guarantee = compiled(TINY, provider="first-party", insecure_dev=True).guarantee
@@ -412,8 +433,14 @@ assert not {{"torch", "crypten", "cryptography"}} & set(sys.modules), "a crypto 
 def test_a_client_refuses_bad_input_and_bad_replies() -> None:
     program = compiled(TINY)
     client = BACKEND.client(program.client)
-    for x in (np.zeros(5, dtype=np.int64), np.zeros((1, 6), dtype=np.int64), np.zeros((0, 5), dtype=np.int64),
-              np.zeros((1, 5)), np.full((1, 5), 8), np.full((1, 5), -9)):
+    for x in (
+        np.zeros(5, dtype=np.int64),
+        np.zeros((1, 6), dtype=np.int64),
+        np.zeros((0, 5), dtype=np.int64),
+        np.zeros((1, 5)),
+        np.full((1, 5), 8),
+        np.full((1, 5), -9),
+    ):
         with pytest.raises(InvalidInput):
             client.encrypt(x, client.keygen())
     messages = client.encrypt(inputs_for(TINY, 1), client.keygen())
@@ -455,9 +482,13 @@ def test_refused_messages_leave_the_parties_usable(session: Session) -> None:
     ):
         with pytest.raises(error):
             roles[0].run(message, b"")
-    uneven = [Share(share.model, share.session, party, share.values[: 2 - party]).pack("mpc-share")
-              for party, share in enumerate(unpack(m, "mpc-share", whole.meta["model"], party, (5,))
-                                            for party, m in enumerate(client.encrypt(x, client.keygen())))]
+    uneven = [
+        Share(share.model, share.session, party, share.values[: 2 - party]).pack("mpc-share")
+        for party, share in enumerate(
+            unpack(m, "mpc-share", whole.meta["model"], party, (5,))
+            for party, m in enumerate(client.encrypt(x, client.keygen()))
+        )
+    ]
     failures = failures_of_both(roles, uneven)
     assert all("share of another shape" in str(failure) for failure in failures)
     y = client.decrypt(run_both(roles, good), client.keygen())
@@ -631,8 +662,10 @@ def _convolve_slowly(op: Conv2d, x: np.ndarray) -> Integers:
 
 def _connected(timeout: float = 5.0) -> tuple[Channel, Channel]:
     identities = {name: new_identity(name) for name in ("party 0", "party 1")}
-    gates = [Gate(identities[mine], {theirs: identities[theirs].certificate}, timeout)
-             for mine, theirs in (("party 0", "party 1"), ("party 1", "party 0"))]
+    gates = [
+        Gate(identities[mine], {theirs: identities[theirs].certificate}, timeout)
+        for mine, theirs in (("party 0", "party 1"), ("party 1", "party 0"))
+    ]
     with ThreadPoolExecutor(1) as threads:
         accepted = threads.submit(lambda: [gates[0].accept("party 1") for _ in range(2)])
         called = [gates[1].call("party 0", gates[0].port) for _ in range(2)]
@@ -679,8 +712,10 @@ def test_strangers_are_turned_away() -> None:
     mine, peer, stranger = (new_identity(name) for name in ("party 0", "party 1", "party 1"))
     with contextlib.ExitStack() as stack:
         gate = stack.enter_context(contextlib.closing(Gate(mine, {"party 1": peer.certificate}, 5.0)))
-        outside, inside = (stack.enter_context(contextlib.closing(Gate(identity, {"party 0": mine.certificate}, 5.0)))
-                           for identity in (stranger, peer))
+        outside, inside = (
+            stack.enter_context(contextlib.closing(Gate(identity, {"party 0": mine.certificate}, 5.0)))
+            for identity in (stranger, peer)
+        )
         threads = stack.enter_context(ThreadPoolExecutor(1))
         accepted = threads.submit(gate.accept, "party 1")
         with socket.create_connection(("127.0.0.1", gate.port)) as plain:

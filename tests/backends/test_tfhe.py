@@ -82,15 +82,26 @@ def images():
 
 def functions():
     """Maximum of integers, tables for each channel, a polynomial."""
-    return chain(TensorType((2, 2, 2), -2, 1), QuantRelu(np.array([-1, 0, 1])), Max((2, 1), (1, 1)),
-                 Lookup(np.array([[2, 0, -3, 1], [0, 1, 0, 5]])), Sum((1, 2), (1, 1)),
-                 Polynomial(np.array([[4, 2, 1], [0, -3, 1]]), shift=2), Reshape((2,)), Linear(weights(2, 2), zeros(2)))
+    return chain(
+        TensorType((2, 2, 2), -2, 1),
+        QuantRelu(np.array([-1, 0, 1])),
+        Max((2, 1), (1, 1)),
+        Lookup(np.array([[2, 0, -3, 1], [0, 1, 0, 5]])),
+        Sum((1, 2), (1, 1)),
+        Polynomial(np.array([[4, 2, 1], [0, -3, 1]]), shift=2),
+        Reshape((2,)),
+        Linear(weights(2, 2), zeros(2)),
+    )
 
 
 def wide(activation, high=3):
     """A sum of seven bits and more under one activation."""
-    return chain(TensorType((24,), 0, high), Linear(weights(4, 24, low=-3, high=3), zeros(4)), activation,
-                 Linear(weights(3, 4), zeros(3)))
+    return chain(
+        TensorType((24,), 0, high),
+        Linear(weights(4, 24, low=-3, high=3), zeros(4)),
+        activation,
+        Linear(weights(3, 4), zeros(3)),
+    )
 
 
 def uneven():
@@ -99,8 +110,13 @@ def uneven():
 
 @cache
 def program(name, **options):
-    graph = {"images": images, "functions": functions, "signs": lambda: wide(Sign(np.array([-3, 2, 0, 5]))),
-             "uneven": lambda: wide(uneven()), "far": lambda: wide(QuantRelu(np.array([-400, 20, 250])), 63)}[name]()
+    graph = {
+        "images": images,
+        "functions": functions,
+        "signs": lambda: wide(Sign(np.array([-3, 2, 0, 5]))),
+        "uneven": lambda: wide(uneven()),
+        "far": lambda: wide(QuantRelu(np.array([-400, 20, 250])), 63),
+    }[name]()
     return graph, BACKEND.compile(graph, inputs_for(graph, 300, 1), options)
 
 
@@ -135,8 +151,9 @@ def test_simulation_gives_the_interpreters_integers(name):
 
 
 @given(graphs(ops=EXACT_OPS | {"Polynomial"}, max_layers=3, max_bits=2))
-@settings(max_examples=8, deadline=None, phases=[Phase.generate], derandomize=True,
-          suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=8, deadline=None, phases=[Phase.generate], derandomize=True, suppress_health_check=list(HealthCheck)
+)
 def test_any_network_equals_the_interpreter_on_all_inputs(graph):
     compiled = BACKEND.compile(graph, inputs_for(graph, 20, 1), {})
     x = inputs_for(graph, 25, 2)
@@ -186,8 +203,9 @@ def test_approximate_ciphertexts_agree_far_from_the_thresholds():
     client, (server,) = BACKEND.client(compiled.client), BACKEND.servers(compiled.servers)
     keys = client.keygen()
     (message,) = client.encrypt(x[far][:2], keys)
-    np.testing.assert_array_equal(client.decrypt([server.run(message, keys.evaluation)], keys),
-                                  interpret(graph, x[far][:2]))
+    np.testing.assert_array_equal(
+        client.decrypt([server.run(message, keys.evaluation)], keys), interpret(graph, x[far][:2])
+    )
 
 
 def test_a_look_up_is_timed():
@@ -275,8 +293,12 @@ def test_keys_are_fresh_and_ciphertexts_are_random():
 def test_a_reply_for_other_keys_is_refused():
     client, server, keys = keyed("signs")
     x = inputs_for(program("signs")[0], 0)
-    other = Keys(*(frame.pack(kind, frame.unpack(part, kind).parts, {**frame.unpack(part, kind).meta, "keys": "0" * 32})
-                   for kind, part in (("tfhe-secret", keys.secret), ("tfhe-evaluation", keys.evaluation))))
+    other = Keys(
+        *(
+            frame.pack(kind, frame.unpack(part, kind).parts, {**frame.unpack(part, kind).meta, "keys": "0" * 32})
+            for kind, part in (("tfhe-secret", keys.secret), ("tfhe-evaluation", keys.evaluation))
+        )
+    )
     (message,) = client.encrypt(x, keys)
     with pytest.raises(DecryptionError):
         client.decrypt([server.run(message, keys.evaluation)], other)
@@ -317,8 +339,11 @@ def test_altered_and_foreign_messages_are_refused():
 def test_broken_halves_are_refused():
     compiled = program("signs")[1]
     server = frame.unpack(compiled.servers[0], "tfhe-server")
-    for bad in (compiled.servers[0][:-1], compiled.client, frame.pack("tfhe-server", [b"no MLIR", server.parts[1]],
-                                                                     server.meta)):
+    for bad in (
+        compiled.servers[0][:-1],
+        compiled.client,
+        frame.pack("tfhe-server", [b"no MLIR", server.parts[1]], server.meta),
+    ):
         with pytest.raises(BundleError):
             BACKEND.servers([bad])
     other = frame.unpack(program("images")[1].servers[0], "tfhe-server")
@@ -328,9 +353,16 @@ def test_broken_halves_are_refused():
         BACKEND.client(frame.pack("tfhe-client", [b"{}"], {}))
 
 
-@pytest.mark.parametrize(("x", "said"), [
-    (np.zeros((1, 24)), "integers"), (np.zeros((1, 23), int), "24"), (np.zeros(24, int), "batch"),
-    (np.full((1, 24), 4), "[0, 3]"), (np.full((1, 24), -1), "[0, 3]")])
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.zeros((1, 24)), "integers"),
+        (np.zeros((1, 23), int), "24"),
+        (np.zeros(24, int), "batch"),
+        (np.full((1, 24), 4), "[0, 3]"),
+        (np.full((1, 24), -1), "[0, 3]"),
+    ],
+)
 def test_inputs_that_do_not_fit_are_refused(x, said):
     client, _, keys = keyed("signs")
     with pytest.raises(InvalidInput) as error:
@@ -351,8 +383,14 @@ def test_all_wrong_options_are_listed():
 
 def test_every_layer_that_is_too_wide_is_named_with_a_fix():
     square = Polynomial(np.array([0, 0, 1]), 4)
-    graph = chain(TensorType((40,), 0, 255), Linear(weights(3, 40, low=-7, high=7), zeros(3)), square,
-                  Linear(weights(3, 3, low=-7, high=7), zeros(3)), square, Linear(weights(2, 3), zeros(2)))
+    graph = chain(
+        TensorType((40,), 0, 255),
+        Linear(weights(3, 40, low=-7, high=7), zeros(3)),
+        square,
+        Linear(weights(3, 3, low=-7, high=7), zeros(3)),
+        square,
+        Linear(weights(2, 3), zeros(2)),
+    )
     with pytest.raises(ParametersError) as error:
         BACKEND.compile(graph, inputs_for(graph, 300), {})
     assert [problem.where for problem in error.value.problems] == ["n1", "n3"]
@@ -365,10 +403,12 @@ def test_importing_the_backend_does_not_import_concrete():
 
 
 def test_without_concrete_the_error_names_the_install_command():
-    code = ("import sys, importlib.util as u; find = u.find_spec\n"
-            "u.find_spec = lambda name, *rest: None if name.startswith('concrete') else find(name, *rest)\n"
-            "from secure_infer.errors import MissingExtra\n"
-            "try: import secure_infer.backends.tfhe\n"
-            "except MissingExtra as error: assert \"secure_infer[tfhe]\" in str(error)\n"
-            "else: raise SystemExit(1)\n")
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name.startswith('concrete') else find(name, *rest)\n"
+        "from secure_infer.errors import MissingExtra\n"
+        "try: import secure_infer.backends.tfhe\n"
+        'except MissingExtra as error: assert "secure_infer[tfhe]" in str(error)\n'
+        "else: raise SystemExit(1)\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

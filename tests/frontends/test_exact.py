@@ -33,9 +33,18 @@ def images(channels: int, height: int, width: int, n: int = 24) -> np.ndarray:
 def test_brevitas(bits: int, protocol: str) -> None:
     torch.manual_seed(bits)
     net = nn.Sequential(
-        quant_identity(4, signed=False), quant_conv2d(2, 6, 3, bits, padding=1), nn.BatchNorm2d(6), quant_relu(bits),
-        quant_conv2d(6, 6, 3, bits, padding="same", groups=2, bias=False), nn.AvgPool2d(2), nn.BatchNorm2d(6),
-        quant_identity(bits), nn.Dropout(0.5), nn.Flatten(), quant_linear(6 * 3 * 2, 5, bits))
+        quant_identity(4, signed=False),
+        quant_conv2d(2, 6, 3, bits, padding=1),
+        nn.BatchNorm2d(6),
+        quant_relu(bits),
+        quant_conv2d(6, 6, 3, bits, padding="same", groups=2, bias=False),
+        nn.AvgPool2d(2),
+        nn.BatchNorm2d(6),
+        quant_identity(bits),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        quant_linear(6 * 3 * 2, 5, bits),
+    )
     x = images(2, 6, 5)
     assert error(randomized(net, x), x, protocol) < EXACT
 
@@ -50,7 +59,8 @@ def test_brevitas_tensors_and_integer_biases() -> None:
         qnn.QuantLinear(7, 9, True, weight_bit_width=3, bias_quant=Int32Bias, return_quant_tensor=True),
         qnn.QuantReLU(bit_width=3, return_quant_tensor=True),
         qnn.QuantLinear(9, 4, True, weight_bit_width=3, bias_quant=Int32Bias),
-        qnn.QuantHardTanh(bit_width=4, max_val=1.0, min_val=-1.0))
+        qnn.QuantHardTanh(bit_width=4, max_val=1.0, min_val=-1.0),
+    )
     x = np.random.default_rng(3).normal(size=(40, 7))
     assert error(randomized(net, x), x, "tfhe") < EXACT
 
@@ -63,15 +73,28 @@ def test_input_beyond_its_quantizer_is_clipped_as_in_torch() -> None:
     assert error(net, 4 * x, "clear") < EXACT
 
 
-@pytest.mark.parametrize("order", [
-    lambda: [nn.Hardtanh(), Sign()], lambda: [Sign()], lambda: [nn.ReLU(), quant_identity(3)],
-    lambda: [nn.MaxPool2d(2, 1), Sign()], lambda: [nn.AvgPool2d(2, 1), nn.BatchNorm2d(4), Sign()]])
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda: [nn.Hardtanh(), Sign()],
+        lambda: [Sign()],
+        lambda: [nn.ReLU(), quant_identity(3)],
+        lambda: [nn.MaxPool2d(2, 1), Sign()],
+        lambda: [nn.AvgPool2d(2, 1), nn.BatchNorm2d(4), Sign()],
+    ],
+)
 def test_activations_are_joined(order) -> None:
     torch.manual_seed(1)
     middle = order()
     size = 3 * 4 if isinstance(middle[0], nn.MaxPool2d | nn.AvgPool2d) else 4 * 5
-    net = nn.Sequential(quant_identity(4, signed=False), BinaryConv2d(1, 4, 3, padding=1, scaling="channel"),
-                        nn.BatchNorm2d(4), *middle, nn.Flatten(), BinaryLinear(4 * size, 3, scaling="tensor"))
+    net = nn.Sequential(
+        quant_identity(4, signed=False),
+        BinaryConv2d(1, 4, 3, padding=1, scaling="channel"),
+        nn.BatchNorm2d(4),
+        *middle,
+        nn.Flatten(),
+        BinaryLinear(4 * size, 3, scaling="tensor"),
+    )
     x = images(1, 4, 5)
     assert error(randomized(net, x), x, "tfhe") < EXACT
 
@@ -103,8 +126,11 @@ def nets(draw: st.DrawFn) -> tuple[nn.Module, np.ndarray]:
         kernel = draw(st.integers(1, 2))
         bits = draw(st.integers(1, 4))
         binary = draw(st.booleans())
-        layers.append(BinaryConv2d(channels, out, kernel, **options) if binary
-                      else quant_conv2d(channels, out, kernel, bits, **options))
+        layers.append(
+            BinaryConv2d(channels, out, kernel, **options)
+            if binary
+            else quant_conv2d(channels, out, kernel, bits, **options)
+        )
         pool = draw(st.sampled_from([None, nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1)]))
         layers += [pool] if pool is not None else []
         layers.append(nn.BatchNorm2d(out))

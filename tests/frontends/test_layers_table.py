@@ -17,8 +17,10 @@ from secure_infer.nn import ChebyshevActivation, PolynomialActivation, Square
 from secure_infer.nn.check import check
 from tests.frontends.networks import error, outputs, randomized
 
-pytestmark = [pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-              pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning"),
+]
 
 X = np.random.default_rng(0).uniform(-0.5, 1, (48, 2, 6, 6))
 FINE = {"input": 10, "weights": 10, "activations": 10}
@@ -52,30 +54,63 @@ def between(layer: nn.Module | Callable[[Tensor], Tensor]) -> nn.Module:
 
 
 AFFINE = {
-    "stride": nn.Conv2d(3, 4, 2, stride=2), "padding": nn.Conv2d(3, 4, (3, 1), padding=(1, 0)),
-    "dilation": nn.Conv2d(3, 4, 2, dilation=2), "groups": nn.Conv2d(3, 6, 3, groups=3, padding=1),
-    "same": nn.Conv2d(3, 4, (2, 3), padding="same"), "same dilated": nn.Conv2d(3, 4, 3, padding="same", dilation=2),
+    "stride": nn.Conv2d(3, 4, 2, stride=2),
+    "padding": nn.Conv2d(3, 4, (3, 1), padding=(1, 0)),
+    "dilation": nn.Conv2d(3, 4, 2, dilation=2),
+    "groups": nn.Conv2d(3, 6, 3, groups=3, padding=1),
+    "same": nn.Conv2d(3, 4, (2, 3), padding="same"),
+    "same dilated": nn.Conv2d(3, 4, 3, padding="same", dilation=2),
     "valid": nn.Conv2d(3, 4, 2, padding="valid", bias=False),
-    "norm": nn.BatchNorm2d(3), "norm, padding": nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)),
-    "average": nn.AvgPool2d(2), "padded average": nn.AvgPool2d(3, 1, 1), "divisor": nn.AvgPool2d(2, divisor_override=3),
-    "adaptive": nn.AdaptiveAvgPool2d(2), "adaptive, one side": nn.AdaptiveAvgPool2d((None, 1)),
-    "identity": nn.Identity(), "casts": lambda x: x.to(x.dtype).contiguous(), "dropout": nn.Dropout(0.9),
-    "scalars": lambda x: 3 - (x * 2 + 1) / 4, "negative": lambda x: -x, "twice": lambda x: x + x,
+    "norm": nn.BatchNorm2d(3),
+    "norm, padding": nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)),
+    "average": nn.AvgPool2d(2),
+    "padded average": nn.AvgPool2d(3, 1, 1),
+    "divisor": nn.AvgPool2d(2, divisor_override=3),
+    "adaptive": nn.AdaptiveAvgPool2d(2),
+    "adaptive, one side": nn.AdaptiveAvgPool2d((None, 1)),
+    "identity": nn.Identity(),
+    "casts": lambda x: x.to(x.dtype).contiguous(),
+    "dropout": nn.Dropout(0.9),
+    "scalars": lambda x: 3 - (x * 2 + 1) / 4,
+    "negative": lambda x: -x,
+    "twice": lambda x: x + x,
     "constant a channel": Gains(),
-    "residual": lambda x: x + F.avg_pool2d(x, 3, 1, 1), "difference": lambda x: x - F.avg_pool2d(x, 3, 1, 1),
-    "pooled": lambda x: F.adaptive_avg_pool2d(x, 1), "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "residual": lambda x: x + F.avg_pool2d(x, 3, 1, 1),
+    "difference": lambda x: x - F.avg_pool2d(x, 3, 1, 1),
+    "pooled": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
 }
 POLYNOMIAL = {
-    "Square": Square(), "x*x": lambda x: x * x, "x**2": lambda x: x**2, "square": torch.square,
-    "polynomial": PolynomialActivation(), "a polynomial a channel": PolynomialActivation((0.1, 0.5, 0.2), channels=3),
+    "Square": Square(),
+    "x*x": lambda x: x * x,
+    "x**2": lambda x: x**2,
+    "square": torch.square,
+    "polynomial": PolynomialActivation(),
+    "a polynomial a channel": PolynomialActivation((0.1, 0.5, 0.2), channels=3),
     "chebyshev": ChebyshevActivation("silu", 4, 3.0),
 }
 EXACT = {
-    "ReLU": nn.ReLU(), "relu": F.relu, "method": lambda x: x.relu(), "ReLU6": nn.ReLU6(), "Hardtanh": nn.Hardtanh(),
-    "clamp": lambda x: x.clamp(min=-0.2, max=0.3), "Sigmoid": nn.Sigmoid(), "Tanh": nn.Tanh(), "tanh": torch.tanh,
-    "LeakyReLU": nn.LeakyReLU(0.1), "falling": nn.LeakyReLU(-0.5), "ELU": nn.ELU(), "Softplus": nn.Softplus(),
-    "SiLU": nn.SiLU(), "GELU": nn.GELU(), "gelu": F.gelu, "Hardswish": nn.Hardswish(), "Mish": nn.Mish(),
-    "MaxPool2d": nn.MaxPool2d(2), "padded": nn.MaxPool2d(3, 2, 1), "max_pool2d": lambda x: F.max_pool2d(x, 2, 1),
+    "ReLU": nn.ReLU(),
+    "relu": F.relu,
+    "method": lambda x: x.relu(),
+    "ReLU6": nn.ReLU6(),
+    "Hardtanh": nn.Hardtanh(),
+    "clamp": lambda x: x.clamp(min=-0.2, max=0.3),
+    "Sigmoid": nn.Sigmoid(),
+    "Tanh": nn.Tanh(),
+    "tanh": torch.tanh,
+    "LeakyReLU": nn.LeakyReLU(0.1),
+    "falling": nn.LeakyReLU(-0.5),
+    "ELU": nn.ELU(),
+    "Softplus": nn.Softplus(),
+    "SiLU": nn.SiLU(),
+    "GELU": nn.GELU(),
+    "gelu": F.gelu,
+    "Hardswish": nn.Hardswish(),
+    "Mish": nn.Mish(),
+    "MaxPool2d": nn.MaxPool2d(2),
+    "padded": nn.MaxPool2d(3, 2, 1),
+    "max_pool2d": lambda x: F.max_pool2d(x, 2, 1),
     "norm after": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)),
     "norm before a pool": nn.Sequential(nn.BatchNorm2d(3), nn.MaxPool2d(2)),
 }
@@ -107,9 +142,17 @@ class Head(nn.Module):
         return self.fc(self.flatten(F.relu(self.conv(x))))
 
 
-@pytest.mark.parametrize("flatten", [
-    nn.Flatten(), lambda x: torch.flatten(x, 1), lambda x: x.view(x.size(0), -1), lambda x: x.reshape(x.shape[0], -1),
-    lambda x: x.mean(dim=[2, 3]), lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)])
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        nn.Flatten(),
+        lambda x: torch.flatten(x, 1),
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.reshape(x.shape[0], -1),
+        lambda x: x.mean(dim=[2, 3]),
+        lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1),
+    ],
+)
 def test_heads(flatten: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     net = randomized(Head(flatten), X)

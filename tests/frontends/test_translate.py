@@ -47,10 +47,22 @@ def train(net: nn.Module, digits: Data, epochs: int, rate: float = 3e-3) -> nn.M
 def stranger(digits: Data) -> nn.Module:
     """A small float network trained without any thought of encryption."""
     torch.manual_seed(0)
-    return train(nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(64, 10)), digits, epochs=10)
+    return train(
+        nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64, 10),
+        ),
+        digits,
+        epochs=10,
+    )
 
 
 def accuracy(net: nn.Module, digits: Data) -> float:
@@ -65,10 +77,12 @@ def graph_accuracy(net: nn.Module, digits: Data, protocol: str, **options: objec
     return float((found.argmax(axis=1) == digits[3]).mean())
 
 
-@pytest.mark.parametrize(("protocol", "n_bits"), [
-    ("tfhe", None), ("mpc", None), ("clear", None), ("tfhe", 4), ("tfhe", 5), ("tfhe", 6)])
+@pytest.mark.parametrize(
+    ("protocol", "n_bits"), [("tfhe", None), ("mpc", None), ("clear", None), ("tfhe", 4), ("tfhe", 5), ("tfhe", 6)]
+)
 def test_quantization_after_training_costs_two_points_at_most(
-        stranger: nn.Module, digits: Data, protocol: str, n_bits: int | None) -> None:
+    stranger: nn.Module, digits: Data, protocol: str, n_bits: int | None
+) -> None:
     exact = accuracy(stranger, digits)
     assert exact > 0.95
     assert graph_accuracy(stranger, digits, protocol, n_bits=n_bits) >= exact - 0.02
@@ -112,8 +126,13 @@ def test_deep_polynomial_network() -> None:
 def test_too_high_a_degree_is_refused_rather_than_wrong() -> None:
     torch.manual_seed(0)
     x = np.random.default_rng(0).uniform(0, 1, (32, 784))
-    net = nn.Sequential(*(layer for size in (784, 64, 64)
-                          for layer in (nn.Linear(size, 64), PolynomialActivation((0, 1, 0, 0, 0, 0.3)))))
+    net = nn.Sequential(
+        *(
+            layer
+            for size in (784, 64, 64)
+            for layer in (nn.Linear(size, 64), PolynomialActivation((0, 1, 0, 0, 0, 0.3)))
+        )
+    )
     with pytest.raises(UnsupportedNetwork, match="leave no precision"):
         to_graph(net.eval(), x, "ckks")
 
@@ -144,7 +163,7 @@ def test_residual_network_with_functional_calls() -> None:
 def test_the_input_follows_the_data_and_the_network() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 2)).eval()
     x = np.random.default_rng(0).uniform(0, 3, (20, 6))
-    assert (to_graph(net, x, "tfhe").input.low, to_graph(net, x, "tfhe").input.bits) == (0, 5)
+    assert (to_graph(net, x, "tfhe").input.low, to_graph(net, x, "tfhe").input.bits) == (0, 4)
     assert to_graph(net, x - 1, "mpc").input.low < 0
     assert to_graph(net, x, "tfhe", n_bits={"input": 3}).input.bits == 3
     own = randomized(nn.Sequential(nn.Flatten(), quant_identity(4, signed=False), nn.Linear(6, 2)), x)
@@ -164,8 +183,9 @@ def test_the_network_is_left_as_it_was() -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     to_graph(net, np.zeros((4, 3)), "clear")
     assert net.training
-    assert all(torch.equal(value, before[name]) and value.dtype == torch.float32
-               for name, value in net.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) and value.dtype == torch.float32 for name, value in net.state_dict().items()
+    )
 
 
 def test_all_problems_are_listed() -> None:
@@ -188,32 +208,44 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-@pytest.mark.parametrize(("net", "x", "expected"), [
-    (nn.Linear(3, 2), np.zeros((4, 5)), InvalidInput),
-    (nn.Linear(3, 2), np.full((4, 3), np.nan), InvalidInput),
-    (nn.Linear(3, 2), np.zeros((0, 3)), InvalidInput),
-    (nn.Linear(3, 2), np.array([["a", "b", "c"]]), InvalidInput),
-    (nn.Linear(3, 2), np.zeros((4, 7, 3)), InvalidInput),
-    (Branching(), np.zeros((4, 3)), UnsupportedNetwork),
-    (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), np.zeros((4, 1, 5, 5)), UnsupportedNetwork),
-    (nn.AdaptiveAvgPool2d(2), np.zeros((4, 1, 5, 5)), UnsupportedNetwork),
-    (nn.AvgPool2d(2, ceil_mode=True), np.zeros((4, 1, 5, 5)), UnsupportedNetwork),
-    (nn.AvgPool2d(2, padding=1, count_include_pad=False), np.zeros((4, 1, 6, 6)), UnsupportedNetwork),
-    (nn.MaxPool2d(2, dilation=2), np.zeros((4, 1, 5, 5)), UnsupportedNetwork),
-    (nn.BatchNorm1d(3, track_running_stats=False), np.zeros((4, 3)), UnsupportedNetwork),
-    (nn.Sequential(nn.Softmax(1), nn.Linear(3, 2)), np.zeros((4, 3)), UnsupportedNetwork),
-    (nn.Linear(3, 2), np.zeros((4, 1, 2, 3)), UnsupportedNetwork),
-    (nn.LSTM(3, 2), np.zeros((4, 3)), UnsupportedNetwork),
-    ("a string", np.zeros((4, 3)), UnsupportedNetwork),
-])
+@pytest.mark.parametrize(
+    ("net", "x", "expected"),
+    [
+        (nn.Linear(3, 2), np.zeros((4, 5)), InvalidInput),
+        (nn.Linear(3, 2), np.full((4, 3), np.nan), InvalidInput),
+        (nn.Linear(3, 2), np.zeros((0, 3)), InvalidInput),
+        (nn.Linear(3, 2), np.array([["a", "b", "c"]]), InvalidInput),
+        (nn.Linear(3, 2), np.zeros((4, 7, 3)), InvalidInput),
+        (Branching(), np.zeros((4, 3)), UnsupportedNetwork),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), np.zeros((4, 1, 5, 5)), UnsupportedNetwork),
+        (nn.AdaptiveAvgPool2d(2), np.zeros((4, 1, 5, 5)), UnsupportedNetwork),
+        (nn.AvgPool2d(2, ceil_mode=True), np.zeros((4, 1, 5, 5)), UnsupportedNetwork),
+        (nn.AvgPool2d(2, padding=1, count_include_pad=False), np.zeros((4, 1, 6, 6)), UnsupportedNetwork),
+        (nn.MaxPool2d(2, dilation=2), np.zeros((4, 1, 5, 5)), UnsupportedNetwork),
+        (nn.BatchNorm1d(3, track_running_stats=False), np.zeros((4, 3)), UnsupportedNetwork),
+        (nn.Sequential(nn.Softmax(1), nn.Linear(3, 2)), np.zeros((4, 3)), UnsupportedNetwork),
+        (nn.Linear(3, 2), np.zeros((4, 1, 2, 3)), UnsupportedNetwork),
+        (nn.LSTM(3, 2), np.zeros((4, 3)), UnsupportedNetwork),
+        ("a string", np.zeros((4, 3)), UnsupportedNetwork),
+    ],
+)
 def test_refused(net: nn.Module, x: np.ndarray, expected: type[Exception]) -> None:
     with pytest.raises(expected) as caught:
         to_graph(net, x, "tfhe")
     assert caught.value.problems
 
 
-@pytest.mark.parametrize("options", [{"protocol": "rsa"}, {"n_bits": 0}, {"n_bits": 40}, {"n_bits": {"bias": 3}},
-                                     {"n_bits": {"input": True}}, {"n_bits": {"weights": "4"}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"protocol": "rsa"},
+        {"n_bits": 0},
+        {"n_bits": 40},
+        {"n_bits": {"bias": 3}},
+        {"n_bits": {"input": True}},
+        {"n_bits": {"weights": "4"}},
+    ],
+)
 def test_wrong_options(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         to_graph(nn.Linear(3, 2), np.zeros((4, 3)), **{"protocol": "tfhe", **options})

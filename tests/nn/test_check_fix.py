@@ -24,13 +24,23 @@ def around(layer: nn.Module) -> nn.Module:
 
 
 CASES = [
-    (nn.ReLU, "ckks"), (nn.SiLU, "ckks"), (lambda: nn.MaxPool2d(2), "ckks"),
-    (Sign, "ckks"), (lambda: quant_relu(3), "ckks"), (lambda: quant_identity(3), "ckks"),
-    (lambda: nn.AvgPool2d(2), ""), (Square, ""), (PolynomialActivation, ""),
-    (lambda: ChebyshevActivation("relu", 3, 2.0), ""), (nn.Dropout, ""), (lambda: nn.BatchNorm2d(2), ""),
-    (lambda: nn.GroupNorm(1, 2), "clear tfhe ckks mpc"), (nn.PReLU, "clear tfhe ckks mpc"),
+    (nn.ReLU, "ckks"),
+    (nn.SiLU, "ckks"),
+    (lambda: nn.MaxPool2d(2), "ckks"),
+    (Sign, "ckks"),
+    (lambda: quant_relu(3), "ckks"),
+    (lambda: quant_identity(3), "ckks"),
+    (lambda: nn.AvgPool2d(2), ""),
+    (Square, ""),
+    (PolynomialActivation, ""),
+    (lambda: ChebyshevActivation("relu", 3, 2.0), ""),
+    (nn.Dropout, ""),
+    (lambda: nn.BatchNorm2d(2), ""),
+    (lambda: nn.GroupNorm(1, 2), "clear tfhe ckks mpc"),
+    (nn.PReLU, "clear tfhe ckks mpc"),
     (lambda: nn.BatchNorm2d(2, track_running_stats=False), "clear tfhe ckks mpc"),
-    (lambda: nn.Softmax(1), "clear tfhe ckks mpc"), (lambda: nn.AdaptiveAvgPool2d(4), "clear tfhe ckks mpc"),
+    (lambda: nn.Softmax(1), "clear tfhe ckks mpc"),
+    (lambda: nn.AdaptiveAvgPool2d(4), "clear tfhe ckks mpc"),
     (lambda: nn.AvgPool2d(2, padding=1, count_include_pad=False), "clear tfhe ckks mpc"),
     (lambda: nn.MaxPool2d(2, dilation=2), "clear tfhe ckks mpc"),
 ]
@@ -68,7 +78,8 @@ def test_fix_makes_a_network_compile_and_leaves_the_original_alone() -> None:
     net = Stranger()
     kept = copy.deepcopy(net.state_dict())
     assert [problem.where for problem in check(net, "ckks")] == ["relu", "pool", "same", "gelu", "max_pool2d"] or [
-        problem.where for problem in check(net, "ckks")] == ["relu", "pool", "relu", "gelu", "max_pool2d"]
+        problem.where for problem in check(net, "ckks")
+    ] == ["relu", "pool", "relu", "gelu", "max_pool2d"]
     fixed = fix(net, "ckks", X)
     assert check(fixed, "ckks", (2, 6, 6)) == []
     assert check(net, "ckks")
@@ -127,10 +138,18 @@ def test_untraceable_and_misshapen_networks_are_problems() -> None:
     assert "flatten" in problem.fix
 
 
-@pytest.mark.parametrize("call", [
-    lambda: check(nn.Linear(2, 2), "rsa"), lambda: fix(nn.Linear(2, 2), "rsa"), lambda: check("net", "tfhe"),
-    lambda: fix("net", "tfhe"), lambda: fix(nn.ReLU(), "ckks", degree=1), lambda: fix(nn.ReLU(), "ckks", radius=0),
-    lambda: fix(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "ckks", np.zeros((4, 5)))])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: check(nn.Linear(2, 2), "rsa"),
+        lambda: fix(nn.Linear(2, 2), "rsa"),
+        lambda: check("net", "tfhe"),
+        lambda: fix("net", "tfhe"),
+        lambda: fix(nn.ReLU(), "ckks", degree=1),
+        lambda: fix(nn.ReLU(), "ckks", radius=0),
+        lambda: fix(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "ckks", np.zeros((4, 5))),
+    ],
+)
 def test_wrong_use(call) -> None:
     with pytest.raises(UsageError):
         call()

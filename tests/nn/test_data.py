@@ -40,9 +40,12 @@ def arrays(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shapes = {"x_train": (5, 4, 4), "y_train": (5,), "x_test": (2, 4, 4), "y_test": (2,)}
     made = {part: random.integers(0, 10, shape, dtype=np.uint8) for part, shape in shapes.items()}
-    source = replace(data._SOURCES["mnist"], urls=(),
-                     sha256={part: hashlib.sha256(array.tobytes()).hexdigest() for part, array in made.items()},
-                     md5={part: hashlib.md5(_idx_gz(array)).hexdigest() for part, array in made.items()})
+    source = replace(
+        data._SOURCES["mnist"],
+        urls=(),
+        sha256={part: hashlib.sha256(array.tobytes()).hexdigest() for part, array in made.items()},
+        md5={part: hashlib.md5(_idx_gz(array)).hexdigest() for part, array in made.items()},
+    )
     monkeypatch.setattr(data, "_SOURCES", {**data._SOURCES, "mnist": source})
     return made
 
@@ -74,9 +77,22 @@ def test_an_idx_file_is_read() -> None:
     assert read_idx(IDX).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize("damaged", [
-    b"", IDX[:3], IDX[:7], IDX[:11], IDX[:-1], IDX + b"\x00", b"\x00\x00\x0d" + IDX[3:], b"\x01" + IDX[1:],
-    IDX[:3] + b"\x00" + IDX[4:], IDX[:3] + b"\x05" + IDX[4:], IDX[:4] + b"\xff" * 8 + IDX[12:]])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        IDX[:3],
+        IDX[:7],
+        IDX[:11],
+        IDX[:-1],
+        IDX + b"\x00",
+        b"\x00\x00\x0d" + IDX[3:],
+        b"\x01" + IDX[1:],
+        IDX[:3] + b"\x00" + IDX[4:],
+        IDX[:3] + b"\x05" + IDX[4:],
+        IDX[:4] + b"\xff" * 8 + IDX[12:],
+    ],
+)
 def test_a_damaged_idx_file_is_refused(damaged: bytes) -> None:
     with pytest.raises(DataError, match="idx"):
         read_idx(damaged)
@@ -93,12 +109,16 @@ def test_any_bytes_are_an_idx_file_or_a_data_error(noise: bytes) -> None:
 
 
 @pytest.mark.parametrize("place", ["npz", "given", "debian", "cache"])
-def test_each_place_is_searched(place: str, arrays: dict[str, np.ndarray], tmp_path: Path,
-                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_place_is_searched(
+    place: str, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if place in ("npz", "given"):
         monkeypatch.setenv("SECURE_INFER_DATA", str(tmp_path))
-    folders = {"given": tmp_path / "mnist", "debian": tmp_path / "debian/mnist",
-               "cache": tmp_path / "cache/secure_infer/datasets/mnist"}
+    folders = {
+        "given": tmp_path / "mnist",
+        "debian": tmp_path / "debian/mnist",
+        "cache": tmp_path / "cache/secure_infer/datasets/mnist",
+    }
     if place == "npz":
         np.savez(tmp_path / "mnist.npz", **arrays)
     else:
@@ -108,8 +128,9 @@ def test_each_place_is_searched(place: str, arrays: dict[str, np.ndarray], tmp_p
     np.testing.assert_array_equal(found.y_train, arrays["y_train"])
 
 
-def test_altered_data_is_passed_over_for_a_sound_copy(arrays: dict[str, np.ndarray], tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_altered_data_is_passed_over_for_a_sound_copy(
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECURE_INFER_DATA", str(tmp_path))
     np.savez(tmp_path / "mnist.npz", **{**arrays, "y_test": arrays["y_test"] + 1})
     with pytest.raises(DataError, match=r"mnist\.npz: The SHA-256 of y_test is not that of the data set"):
@@ -118,8 +139,9 @@ def test_altered_data_is_passed_over_for_a_sound_copy(arrays: dict[str, np.ndarr
     np.testing.assert_array_equal(load_dataset("mnist", download=False).y_test, arrays["y_test"])
 
 
-def test_pickles_and_rubbish_in_an_npz_are_refused(arrays: dict[str, np.ndarray], tmp_path: Path,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_and_rubbish_in_an_npz_are_refused(
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECURE_INFER_DATA", str(tmp_path))
     for content in (dict(arrays, x_train=np.array([{}], dtype=object)), {"x_train": arrays["x_train"]}):
         np.savez(tmp_path / "mnist.npz", **content)
@@ -197,8 +219,9 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         thread.join()
 
 
-def test_a_data_set_is_downloaded_once(arrays: dict[str, np.ndarray], server: tuple[Path, str],
-                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_is_downloaded_once(
+    arrays: dict[str, np.ndarray], server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, address = server
     for part, file in data._IDX_FILES.items():
         (folder / file).write_bytes(_idx_gz(arrays[part]))

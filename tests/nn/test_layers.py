@@ -138,21 +138,33 @@ def test_brevitas_constructors(bits) -> None:
     assert 1 < len(identity.eval()(x).unique()) <= 2**bits
 
 
-@pytest.mark.parametrize("make", [
-    lambda: BinaryLinear(2, 2, scaling="row"), lambda: BinaryConv2d(2, 2, 1, scaling="row"), lambda: Sign(-1),
-    lambda: PolynomialActivation((1.0,)), lambda: PolynomialActivation(radius=0),
-    lambda: ChebyshevActivation("cosine", 3, 1), lambda: ChebyshevActivation("relu", 0, 1),
-    lambda: ChebyshevActivation("relu", 3, -1), lambda: layers.quant_linear(2, 2, 0), lambda: layers.quant_relu(9)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BinaryLinear(2, 2, scaling="row"),
+        lambda: BinaryConv2d(2, 2, 1, scaling="row"),
+        lambda: Sign(-1),
+        lambda: PolynomialActivation((1.0,)),
+        lambda: PolynomialActivation(radius=0),
+        lambda: ChebyshevActivation("cosine", 3, 1),
+        lambda: ChebyshevActivation("relu", 0, 1),
+        lambda: ChebyshevActivation("relu", 3, -1),
+        lambda: layers.quant_linear(2, 2, 0),
+        lambda: layers.quant_relu(9),
+    ],
+)
 def test_wrong_arguments(make) -> None:
     with pytest.raises(UsageError):
         make()
 
 
 def test_layers_need_no_brevitas() -> None:
-    program = ("import sys, secure_infer.nn, secure_infer.frontends, secure_infer.nn.fix\n"
-               "import numpy, torch\n"
-               "secure_infer.frontends.to_graph(torch.nn.Linear(2, 2), numpy.ones((3, 2)), 'clear')\n"
-               "assert 'brevitas' not in sys.modules")
+    program = (
+        "import sys, secure_infer.nn, secure_infer.frontends, secure_infer.nn.fix\n"
+        "import numpy, torch\n"
+        "secure_infer.frontends.to_graph(torch.nn.Linear(2, 2), numpy.ones((3, 2)), 'clear')\n"
+        "assert 'brevitas' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
     with pytest.raises(AttributeError):
         layers.no_such_layer  # noqa: B018

@@ -20,17 +20,38 @@ from secure_infer.nn.train import Accuracy, augment, evaluate, split_validation,
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "binary-mlp": {"inputs": 64, "classes": 10, "hidden": [16], "input_bits": 2, "weight_bits": [1, 2], "noise": 0.1},
-    "quantized-cnn": {"image": [1, 8, 8], "classes": 10, "convolutions": [[4, 3, 2, 1]], "hidden": [8],
-                      "input_bits": 2, "weight_bits": [3, 2, 2], "activation_bits": 2},
-    "polynomial-cnn": {"image": [1, 8, 8], "classes": 10, "channels": 4, "kernel": 4, "stride": 2, "padding": 1,
-                       "hidden": 16},
+    "quantized-cnn": {
+        "image": [1, 8, 8],
+        "classes": 10,
+        "convolutions": [[4, 3, 2, 1]],
+        "hidden": [8],
+        "input_bits": 2,
+        "weight_bits": [3, 2, 2],
+        "activation_bits": 2,
+    },
+    "polynomial-cnn": {
+        "image": [1, 8, 8],
+        "classes": 10,
+        "channels": 4,
+        "kernel": 4,
+        "stride": 2,
+        "padding": 1,
+        "hidden": 16,
+    },
 }
 
 
 def _recipe(architecture: str = "binary-mlp", **training: Any) -> Recipe:
     plan = {"epochs": 2, "seed": 7, "learning_rate": 0.01, "shift": 0.5, "rotation": 5.0, **training}
-    return parse_recipe("test", {"summary": "A test", "dataset": "digits", "training": plan,
-                                 "architecture": {"name": architecture, **ARCHITECTURES[architecture]}})
+    return parse_recipe(
+        "test",
+        {
+            "summary": "A test",
+            "dataset": "digits",
+            "training": plan,
+            "architecture": {"name": architecture, **ARCHITECTURES[architecture]},
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +134,18 @@ def test_evaluate_counts_and_keeps_the_mode() -> None:
             evaluate(net, images, labels)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"epochs": 0}, "training.epochs: Expected at least 1"),
-    ({"epochs": True}, "training.epochs: Expected int"),
-    ({"seed": "x"}, "training.seed: Expected int"),
-    ({"optimizer": "lion"}, "Expected one of adam, adamw, sgd"),
-    ({"validation": 1.5}, "Expected at most 0.9"),
-    ({"learning_rate": float("nan")}, "training.learning_rate"),
-    ({"epoch": 3}, "training.epoch: Unknown key"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "training.epochs: Expected at least 1"),
+        ({"epochs": True}, "training.epochs: Expected int"),
+        ({"seed": "x"}, "training.seed: Expected int"),
+        ({"optimizer": "lion"}, "Expected one of adam, adamw, sgd"),
+        ({"validation": 1.5}, "Expected at most 0.9"),
+        ({"learning_rate": float("nan")}, "training.learning_rate"),
+        ({"epoch": 3}, "training.epoch: Unknown key"),
+    ],
+)
 def test_a_wrong_recipe_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         _recipe(**change)
@@ -131,7 +155,13 @@ def test_all_problems_of_a_recipe_are_listed(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         parse_recipe("x", {"sumary": "", "architecture": {}, "training": {"epochs": 1}, "protocols": ["tfhe"]})
     assert {p.where for p in caught.value.problems} == {
-        "sumary", "summary", "dataset", "protocols", "architecture.name", "training.seed"}
+        "sumary",
+        "summary",
+        "dataset",
+        "protocols",
+        "architecture.name",
+        "training.seed",
+    }
     (tmp_path / "recipe.toml").write_text("epochs = = 1")
     with pytest.raises(UsageError, match="can't be read"):
         read_recipe(tmp_path / "recipe.toml")

@@ -70,14 +70,39 @@ class CkksBackend:
         model = hashlib.sha256(b"".join(body)).hexdigest()
         last = plan.steps[-1].result
         half = ClientHalf(
-            model, parameters, tuple(sorted(plan.rotations())), plan.multiplies, graph.input.shape, graph.input.low,
-            graph.input.high, network.middle, network.half, plan.input, graph.output_type.shape, last,
-            positions, network.output_range, float(grid))
+            model,
+            parameters,
+            tuple(sorted(plan.rotations())),
+            plan.multiplies,
+            graph.input.shape,
+            graph.input.low,
+            graph.input.high,
+            network.middle,
+            network.half,
+            plan.input,
+            graph.output_type.shape,
+            last,
+            positions,
+            network.output_range,
+            float(grid),
+        )
         error = (DEVIATIONS * noise + grid / 2) * network.output_range * max(abs(s) for s in graph.output_type.scale)
-        guarantee = Guarantee("CKKS (Microsoft SEAL, by TenSEAL)", parameters.security, None, float(error),
-                              "a server that follows the protocol and looks at everything it sees", _LEAKS, _TRUST)
-        return Program((frame.pack(server.KIND, body, {"model": model}),), half.to_bytes(), guarantee,
-                       _described(plan, half, noise), counts)
+        guarantee = Guarantee(
+            "CKKS (Microsoft SEAL, by TenSEAL)",
+            parameters.security,
+            None,
+            float(error),
+            "a server that follows the protocol and looks at everything it sees",
+            _LEAKS,
+            _TRUST,
+        )
+        return Program(
+            (frame.pack(server.KIND, body, {"model": model}),),
+            half.to_bytes(),
+            guarantee,
+            _described(plan, half, noise),
+            counts,
+        )
 
     def client(self, half: bytes) -> CkksClient:
         """The client role."""
@@ -95,8 +120,10 @@ class CkksBackend:
         compiled = run.Program(engine, plan)
         at_once = max(1, _SLOTS_AT_ONCE // plan.parameters.slots)
         values = (np.reshape(x, (len(x), int(np.prod(half.shape)))).astype(np.float64) - half.middle) / half.half
-        parts = [np.concatenate([c.values for c in _run_clear(engine, compiled, plan, values[i : i + at_once])], axis=1)
-                 for i in range(0, len(x), at_once)]
+        parts = [
+            np.concatenate([c.values for c in _run_clear(engine, compiled, plan, values[i : i + at_once])], axis=1)
+            for i in range(0, len(x), at_once)
+        ]
         slots = np.concatenate(parts) if parts else np.zeros((0, half.output.blocks * half.parameters.slots))
         result = slots[:, list(half.positions)]
         result = np.rint(result / half.grid) * half.grid if half.grid else result
@@ -108,8 +135,11 @@ class CkksBackend:
         return {name: stopwatch.seconds(name) for name in program.counts}
 
     def _rounding(self, options: Mapping[str, Any]) -> int:
-        problems = [Problem(name, "ckks has no such option.", f"use one of {', '.join(self.options)}.")
-                    for name in options if name not in self.options]
+        problems = [
+            Problem(name, "ckks has no such option.", f"use one of {', '.join(self.options)}.")
+            for name in options
+            if name not in self.options
+        ]
         rounding = options.get("rounding_bits", 2)
         if isinstance(rounding, bool) or not isinstance(rounding, int) or not 0 <= rounding <= 20:
             problems.append(Problem("rounding_bits", f"Expected 0 to 20, got {rounding!r}.", "leave it out for 2."))
@@ -122,17 +152,26 @@ def _sample(graph: Graph, calibration: Integers) -> Reals:
     """At most a few hundred of the calibration inputs, evenly spread, as float64."""
     x = np.asarray(calibration)
     if x.shape[1:] != graph.input.shape or not len(x):
-        raise InvalidInput("The calibration inputs can't be used.", [
-            Problem("calibration", f"Expected shape (n > 0, {', '.join(map(str, graph.input.shape))}), got {x.shape}.",
-                    "pass a batch of typical inputs.")])
+        raise InvalidInput(
+            "The calibration inputs can't be used.",
+            [
+                Problem(
+                    "calibration",
+                    f"Expected shape (n > 0, {', '.join(map(str, graph.input.shape))}), got {x.shape}.",
+                    "pass a batch of typical inputs.",
+                )
+            ],
+        )
     return x[:: -(-len(x) // _CALIBRATION)].astype(np.float64)
 
 
 def _plan(half: bytes) -> tuple[Plan, str]:
     opened = frame.unpack(half, server.KIND)
     if len(opened.parts) != 2:
-        raise BundleError("The server half is malformed.", [
-            Problem(server.KIND, f"Expected 2 parts, got {len(opened.parts)}.", "compile the model again.")])
+        raise BundleError(
+            "The server half is malformed.",
+            [Problem(server.KIND, f"Expected 2 parts, got {len(opened.parts)}.", "compile the model again.")],
+        )
     return store.plan_from_bytes(*opened.parts), str(opened.meta.get("model"))
 
 
@@ -169,9 +208,16 @@ def _run_clear(engine: ClearEngine, compiled: run.Program[Any, Any], plan: Plan,
 def _savings(network: Normalized, runs: Mapping[str, int]) -> list[Problem]:
     """Where levels go, the most expensive first."""
     used = sorted((unit for unit in network.units if unit.name in runs), key=lambda unit: -unit.levels)
-    return [Problem(unit.name, f"Degree {unit.degree} spends {unit.levels} of the levels, the layers before it one.",
-                    f"degree {max(2, 2 ** (unit.levels - 1) - 1)} would save one." if unit.levels > 1 else
-                    "without this activation there would be two fewer.") for unit in used]
+    return [
+        Problem(
+            unit.name,
+            f"Degree {unit.degree} spends {unit.levels} of the levels, the layers before it one.",
+            f"degree {max(2, 2 ** (unit.levels - 1) - 1)} would save one."
+            if unit.levels > 1
+            else "without this activation there would be two fewer.",
+        )
+        for unit in used
+    ]
 
 
 def _described(plan: Plan, half: ClientHalf, noise: float) -> dict[str, Any]:

@@ -77,8 +77,13 @@ class CkksClient:
         if x.dtype.kind not in "iu":
             problems.append(Problem("input", f"Expected integers, got {x.dtype}.", "quantize the input first."))
         if x.shape[1:] != half.shape or not x.ndim:
-            problems.append(Problem("input", f"Expected shape (n, {', '.join(map(str, half.shape))}), got {x.shape}.",
-                                    "pass a batch of inputs of the model's shape."))
+            problems.append(
+                Problem(
+                    "input",
+                    f"Expected shape (n, {', '.join(map(str, half.shape))}), got {x.shape}.",
+                    "pass a batch of inputs of the model's shape.",
+                )
+            )
         elif not problems and x.size and (x.min() < half.low or x.max() > half.high):
             problems.append(Problem("input", f"Values lie outside [{half.low}, {half.high}].", "quantize the input."))
         if problems:
@@ -94,8 +99,9 @@ class CkksClient:
             (data,) = opened.parts
             return str(opened.meta.get("key")), self._ring.load("SecretKey", data)
         except (Unreadable, ValueError) as error:
-            raise BundleError("The secret key can't be read.", [
-                Problem("secret key", f"It is damaged: {error}.", "make new keys.")]) from error
+            raise BundleError(
+                "The secret key can't be read.", [Problem("secret key", f"It is damaged: {error}.", "make new keys.")]
+            ) from error
 
     def _reply(self, replies: Sequence[bytes], key: str) -> tuple[bytes, ...]:
         try:
@@ -125,11 +131,20 @@ class CkksClient:
 
 def other_model(what: str) -> KeyMismatch:
     """The error for keys or messages of another program."""
-    return KeyMismatch(f"The {what} was made for another model.", [
-        Problem(what, "It names another program than this one.", "make or fetch keys for this model.")])
+    return KeyMismatch(
+        f"The {what} was made for another model.",
+        [Problem(what, "It names another program than this one.", "make or fetch keys for this model.")],
+    )
 
 
 def _not_decrypted(why: str) -> DecryptionError:
-    return DecryptionError("The reply does not decrypt.", [
-        Problem("reply", f"Refused because {why}.", "send the request again with the keys that belong to it, and keep "
-                "inputs within the calibrated range.")])
+    return DecryptionError(
+        "The reply does not decrypt.",
+        [
+            Problem(
+                "reply",
+                f"Refused because {why}.",
+                "send the request again with the keys that belong to it, and keep inputs within the calibrated range.",
+            )
+        ],
+    )

@@ -73,8 +73,10 @@ class ClientHalf:
         meta = dict(frame.unpack(data, KIND).meta)
         schema = meta.pop("schema", None)
         if not isinstance(schema, int) or schema > SCHEMA:
-            raise BundleError("The client half was written by a newer version.", [
-                Problem(KIND, f"Its schema is {schema}; this version reads up to {SCHEMA}.", "upgrade secure_infer.")])
+            raise BundleError(
+                "The client half was written by a newer version.",
+                [Problem(KIND, f"Its schema is {schema}; this version reads up to {SCHEMA}.", "upgrade secure_infer.")],
+            )
         try:
             meta |= {name: tuple(meta[name]) for name in ("rotations", "shape", "output_shape", "positions")}
             meta |= {name: Vector(**meta[name]) for name in ("input", "output")}
@@ -82,8 +84,10 @@ class ClientHalf:
             half._check()
             return half
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BundleError("The client half can't be read.", [
-                Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")]) from error
+            raise BundleError(
+                "The client half can't be read.",
+                [Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")],
+            ) from error
 
     def _check(self) -> None:
         """Raise ValueError for numbers that can't be used: the half comes from a server that need not be trusted."""
@@ -93,10 +97,12 @@ class ClientHalf:
             "rotations": len(set(self.rotations)) == len(self.rotations) and all(0 < k < slots for k in self.rotations),
             "layout": (sent.blocks, sent.period) == (inputs.blocks, inputs.period) and 0 < self.output.blocks < 1 << 15,
             "levels": 0 <= sent.level <= depth and 0 <= self.output.level <= depth,
-            "positions": len(self.positions) == math.prod(self.output_shape) and all(
-                0 <= position < self.output.blocks * slots for position in self.positions),
-            "numbers": all(math.isfinite(n) and n > 0 for n in (
-                self.half, self.output_range, sent.scale, self.output.scale, *self.shape, *self.output_shape)),
+            "positions": len(self.positions) == math.prod(self.output_shape)
+            and all(0 <= position < self.output.blocks * slots for position in self.positions),
+            "numbers": all(
+                math.isfinite(n) and n > 0
+                for n in (self.half, self.output_range, sent.scale, self.output.scale, *self.shape, *self.output_shape)
+            ),
             "range": math.isfinite(self.middle) and self.low <= self.high and 0 <= self.grid < 1,
         }
         wrong = [name for name, good in sound.items() if not good]

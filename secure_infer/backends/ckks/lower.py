@@ -126,8 +126,9 @@ def lower(graph: Graph) -> Network:
         constant = bias.get(targets[target], np.zeros((1, size)))
         return Affine(terms[target], constant.reshape(size).astype(np.float64))
 
-    activations = [Activation(node.name, affine(node.name), _rows(graph, node), graph.types[node.name].shape[0])
-                   for node in curved]
+    activations = [
+        Activation(node.name, affine(node.name), _rows(graph, node), graph.types[node.name].shape[0]) for node in curved
+    ]
     return Network(graph.input.size, tuple(activations), affine(""))
 
 
@@ -156,8 +157,11 @@ def _matrices(graph: Graph, curved: set[str], source: str, targets: Mapping[str,
                 cols, rows = np.nonzero(flat)
                 found.setdefault(target, []).append((rows, cols + start, flat[cols, rows]))
     joined = {target: [np.concatenate(part) for part in zip(*parts, strict=True)] for target, parts in found.items()}
-    return {target: Matrix(rows, cols, values, (graph.types[targets[target]].size, kind.size))
-            for target, (rows, cols, values) in joined.items() if len(values)}
+    return {
+        target: Matrix(rows, cols, values, (graph.types[targets[target]].size, kind.size))
+        for target, (rows, cols, values) in joined.items()
+        if len(values)
+    }
 
 
 def _propagate(graph: Graph, curved: set[str], values: dict[str, Reals], linear: bool) -> dict[str, Reals]:

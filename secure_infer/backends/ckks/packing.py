@@ -224,12 +224,16 @@ def best_split(keys: Indices, modulus: Indices, costs: Costs) -> tuple[float, Sp
     return best
 
 
-def choose_layout(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, slots: int,
-                  costs: Costs) -> Layout:
+def choose_layout(
+    matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, slots: int, costs: Costs
+) -> Layout:
     """Where the rows of a stretch are placed, by the cost of the diagonals that follow."""
     least = packed(rows, slots)
-    candidates = [least] + [Layout(1 << bits, 1, least.positions)
-                            for bits in range(least.period.bit_length(), slots.bit_length()) if least.blocks == 1]
+    candidates = [least] + [
+        Layout(1 << bits, 1, least.positions)
+        for bits in range(least.period.bit_length(), slots.bit_length())
+        if least.blocks == 1
+    ]
     if _is_sparse(matrices) and all(len(matrix.values) for matrix in matrices.values()):
         found = [share_diagonals(matrices, layouts, rows, group, c.period, c.blocks) for c in candidates]
         candidates = [layout for layout in found if layout] + candidates
@@ -238,8 +242,10 @@ def choose_layout(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout],
 
 def positioned(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: Layout) -> list[Term]:
     """The matrices between positions instead of elements."""
-    return [Term(name, layouts[name].period, rows.positions[m.rows], layouts[name].positions[m.cols], m.values)
-            for name, m in matrices.items()]
+    return [
+        Term(name, layouts[name].period, rows.positions[m.rows], layouts[name].positions[m.cols], m.values)
+        for name, m in matrices.items()
+    ]
 
 
 def _is_sparse(matrices: Mapping[str, Matrix]) -> bool:
@@ -256,8 +262,9 @@ def _layout_cost(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], 
     return best_split(keys, modulus, costs)[0] + folds * rows.blocks * costs.fold
 
 
-def share_diagonals(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, period: int,
-                    blocks: int) -> Layout | None:
+def share_diagonals(
+    matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, period: int, blocks: int
+) -> Layout | None:
     """Place rows greedily, each where it needs the fewest diagonals that no earlier row has.
 
     Groups of `group` rows (the pixels of a channel) come one after another; in each, the fullest rows come first, as

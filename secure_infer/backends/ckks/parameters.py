@@ -117,10 +117,18 @@ def choose(depth: int, squares: bool, options: Mapping[str, Any], savings: Seque
                 affine_bits = scale_bits + (_SHIFTED // 2 if squares else 0)
                 return Parameters(degree, tuple(data), special, scale_bits, affine_bits, security)
     degree, limit = degrees[-1], MAX_BITS[security][degrees[-1]]
-    raise ParametersError(f"No {security}-bit secure parameters hold {depth} levels.", [
-        Problem("depth", f"The network spends {depth} levels of at least {min(scales)} bits; N = {degree} allows "
-                f"{limit} bits in all.", "make the network shallower, lower scale_bits, or raise poly_modulus_degree."),
-        *savings])
+    raise ParametersError(
+        f"No {security}-bit secure parameters hold {depth} levels.",
+        [
+            Problem(
+                "depth",
+                f"The network spends {depth} levels of at least {min(scales)} bits; N = {degree} allows "
+                f"{limit} bits in all.",
+                "make the network shallower, lower scale_bits, or raise poly_modulus_degree.",
+            ),
+            *savings,
+        ],
+    )
 
 
 def _sizes(depth: int, squares: bool, scale_bits: int, limit: int, exact: bool) -> list[int]:
@@ -147,8 +155,11 @@ def _check(options: Mapping[str, Any]) -> None:
         "scale_bits": tuple(range(16, 46)),
     }
     problems = [
-        Problem(name, f"Expected {name} in {{{', '.join(map(str, values))}}}, got {options[name]!r}.",
-                "leave it out to have it chosen." if name != "security" else "leave it out for 128 bits.")
+        Problem(
+            name,
+            f"Expected {name} in {{{', '.join(map(str, values))}}}, got {options[name]!r}.",
+            "leave it out to have it chosen." if name != "security" else "leave it out for 128 bits.",
+        )
         for name, values in allowed.items()
         if name in options and (isinstance(options[name], bool) or options[name] not in values)
     ]
@@ -167,11 +178,21 @@ def verify(parameters: Parameters) -> None:
     chain = (*parameters.primes, parameters.special)
     problems = []
     if parameters.total_bits > limit:
-        problems.append(Problem("parameters", f"N = {degree} allows {limit} bits at {security}-bit security, "
-                                f"these have {parameters.total_bits}.", "compile the model again."))
+        problems.append(
+            Problem(
+                "parameters",
+                f"N = {degree} allows {limit} bits at {security}-bit security, these have {parameters.total_bits}.",
+                "compile the model again.",
+            )
+        )
     elif len(set(chain)) != len(chain) or any(p % (2 * degree) != 1 or not is_prime(p) for p in chain):
-        problems.append(Problem("parameters", "The moduli are not distinct primes congruent to 1 modulo 2 N.",
-                                "compile the model again."))
+        problems.append(
+            Problem(
+                "parameters",
+                "The moduli are not distinct primes congruent to 1 modulo 2 N.",
+                "compile the model again.",
+            )
+        )
     if problems:
         raise ParametersError("The parameters are not secure.", problems)
 

@@ -157,8 +157,16 @@ def _step(unit: Unit, level: int, layouts: Mapping[str, Layout], parameters: Par
     return layout, make_step(unit.name, terms, layout.place(unit.affine.bias), level, power, coefficients, parameters)
 
 
-def make_step(name: str, terms: tuple[Term, ...], bias: Reals, level: int, power: int, coefficients: Reals | None,
-              parameters: Parameters, split: Split | None = None) -> Step:
+def make_step(
+    name: str,
+    terms: tuple[Term, ...],
+    bias: Reals,
+    level: int,
+    power: int,
+    coefficients: Reals | None,
+    parameters: Parameters,
+    split: Split | None = None,
+) -> Step:
     """A step from what does not follow from the rest: scales, later levels and diagonals do."""
     blocks, period = bias.shape
     if power == 1:

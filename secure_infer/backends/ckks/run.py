@@ -45,7 +45,8 @@ class Stretch(Generic[C, P]):
         step = self._step
         babies, giants = step.rotations
         for (term, block, result, _), baby, giant, vector in zip(
-                step.diagonals.keys, babies, giants, step.diagonals.vectors(), strict=True):
+            step.diagonals.keys, babies, giants, step.diagonals.vectors(), strict=True
+        ):
             values = np.tile(np.roll(vector, giant), self._slots // len(vector))
             plaintext = self._engine.encode(values, step.level, self._scales[term])
             if plaintext is not None:
@@ -71,8 +72,9 @@ class Stretch(Generic[C, P]):
             rotated.update({(term, block, k): engine.rotate(source, k) if k else source for k in babies})
         return [self._block(rotated, giants, bias) for giants, bias in zip(self._giants, self._biases, strict=True)]
 
-    def _block(self, rotated: Mapping[tuple[int, int, int], C], giants: Mapping[int, Sequence[_Product[P]]],
-               bias: P | None) -> C:
+    def _block(
+        self, rotated: Mapping[tuple[int, int, int], C], giants: Mapping[int, Sequence[_Product[P]]], bias: P | None
+    ) -> C:
         engine, step = self._engine, self._step
         total: C | None = None
         for giant, group in giants.items():
@@ -99,8 +101,11 @@ class Program(Generic[C, P]):
         self._steps = []
         for step in plan.steps:
             stretch = Stretch(engine, plan, step, vectors)
-            trees = None if step.coefficients is None else [
-                Tree(engine, plan.parameters, step, block) for block in range(step.affine.blocks)]
+            trees = (
+                None
+                if step.coefficients is None
+                else [Tree(engine, plan.parameters, step, block) for block in range(step.affine.blocks)]
+            )
             self._steps.append((step, stretch, trees))
             vectors[step.name] = step.result
 

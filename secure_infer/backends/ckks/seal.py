@@ -58,8 +58,10 @@ class Ring:
         raw.set_coeff_modulus([lib.Modulus(prime) for prime in (*parameters.primes, parameters.special)])
         self.context = lib.SEALContext(raw, True, lib.SEC_LEVEL_TYPE.TC128)
         if not self.context.parameters_set():
-            raise ParametersError("SEAL refuses the parameters.", [
-                Problem("parameters", self.context.parameters_error_message(), "compile the model again.")])
+            raise ParametersError(
+                "SEAL refuses the parameters.",
+                [Problem("parameters", self.context.parameters_error_message(), "compile the model again.")],
+            )
         self.encoder = lib.CKKSEncoder(self.context)
         self._ids = list(self._levels())[::-1]
 

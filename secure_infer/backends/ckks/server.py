@@ -57,8 +57,10 @@ class CkksServer:
         try:
             self._program: Program[Handle, Handle] = Program(self._engine, plan)
         except (ValueError, RuntimeError, LookupError, TypeError) as error:
-            raise BundleError("The CKKS program can't be encoded.", [
-                Problem(KIND, f"{type(error).__name__}: {error}.", "compile the model again.")]) from error
+            raise BundleError(
+                "The CKKS program can't be encoded.",
+                [Problem(KIND, f"{type(error).__name__}: {error}.", "compile the model again.")],
+            ) from error
         log.debug("encoded the weights in %.3f s", time.perf_counter() - start)
         self._keys: OrderedDict[bytes, EvaluationKeys] = OrderedDict()
         self._latest: tuple[bytes, bytes] = (b"", b"")
@@ -82,8 +84,7 @@ class CkksServer:
             times.append(time.perf_counter())
             parts = [dump(c) for c in outputs]
             times.append(time.perf_counter())
-        log.debug("keys %.4f s, inputs %.4f s, evaluation %.4f s, outputs %.4f s",
-                  *(b - a for a, b in pairwise(times)))
+        log.debug("keys %.4f s, inputs %.4f s, evaluation %.4f s, outputs %.4f s", *(b - a for a, b in pairwise(times)))
         meta = {"model": self._model, "key": keys.name, "count": len(inputs)}
         return frame.pack(OUTPUT_MESSAGE, parts, meta)
 
@@ -110,11 +111,14 @@ class CkksServer:
             raise other_model("evaluation key")
         try:
             relinearization, galois = opened.parts
-            return EvaluationKeys(str(opened.meta.get("key")), self._relinearization(relinearization),
-                                  self._galois(galois))
+            return EvaluationKeys(
+                str(opened.meta.get("key")), self._relinearization(relinearization), self._galois(galois)
+            )
         except (Unreadable, ValueError) as error:
-            raise BundleError("The evaluation keys can't be used.", [
-                Problem("evaluation key", f"Refused: {error}.", "make and upload the keys again.")]) from error
+            raise BundleError(
+                "The evaluation keys can't be used.",
+                [Problem("evaluation key", f"Refused: {error}.", "make and upload the keys again.")],
+            ) from error
 
     def _relinearization(self, data: bytes) -> Handle:
         if not self._plan.multiplies:
@@ -139,17 +143,27 @@ class CkksServer:
         if opened.meta.get("model") != self._model:
             raise other_model("message")
         if opened.meta.get("key") != keys.name:
-            raise KeyMismatch("The message was encrypted under another key than the evaluation keys are for.", [
-                Problem("message", "Its key's name differs.", "send it with the evaluation keys of the same client.")])
+            raise KeyMismatch(
+                "The message was encrypted under another key than the evaluation keys are for.",
+                [Problem("message", "Its key's name differs.", "send it with the evaluation keys of the same client.")],
+            )
         source, count = self._plan.input, opened.meta.get("count")
         if not isinstance(count, int) or len(opened.parts) != count * source.blocks:
-            raise BundleError("The message is malformed.", [
-                Problem("message", f"It holds {len(opened.parts)} ciphertexts for {count} samples.", "encrypt again.")])
+            raise BundleError(
+                "The message is malformed.",
+                [
+                    Problem(
+                        "message", f"It holds {len(opened.parts)} ciphertexts for {count} samples.", "encrypt again."
+                    )
+                ],
+            )
         try:
             parts = [self._ring.load_ciphertext(part, source.level, source.scale) for part in opened.parts]
         except Unreadable as error:
-            raise BundleError("The message can't be evaluated.", [
-                Problem("message", f"It holds {error}.", "encrypt with this model's client half.")]) from error
+            raise BundleError(
+                "The message can't be evaluated.",
+                [Problem("message", f"It holds {error}.", "encrypt with this model's client half.")],
+            ) from error
         return [parts[i : i + source.blocks] for i in range(0, len(parts), source.blocks)]
 
 

@@ -32,9 +32,16 @@ def plan_to_bytes(plan: Plan) -> tuple[bytes, bytes]:
             arrays[f"{i}.{j}.rows"] = term.rows.astype(np.int32)
             arrays[f"{i}.{j}.cols"] = term.cols.astype(np.int32)
             arrays[f"{i}.{j}.values"] = np.ascontiguousarray(term.values)
-        steps.append({
-            "name": step.name, "level": step.level, "power": step.power, "split": asdict(step.diagonals.split),
-            "square": step.coefficients is None, "sources": [[term.source, term.period] for term in step.terms]})
+        steps.append(
+            {
+                "name": step.name,
+                "level": step.level,
+                "power": step.power,
+                "split": asdict(step.diagonals.split),
+                "square": step.coefficients is None,
+                "sources": [[term.source, term.period] for term in step.terms],
+            }
+        )
     head = {"schema": SCHEMA, "parameters": asdict(plan.parameters), "input": asdict(plan.input), "steps": steps}
     return json.dumps(head).encode(), save(arrays)
 
@@ -48,18 +55,29 @@ def plan_from_bytes(head: bytes, weights: bytes) -> Plan:
     try:
         data, arrays = json.loads(head), load(weights)
         if data["schema"] > SCHEMA:
-            raise BundleError("The CKKS program was written by a newer version.", [
-                Problem("ckks-server", f"Its schema is {data['schema']}; this version reads up to {SCHEMA}.",
-                        "upgrade secure_infer.")])
+            raise BundleError(
+                "The CKKS program was written by a newer version.",
+                [
+                    Problem(
+                        "ckks-server",
+                        f"Its schema is {data['schema']}; this version reads up to {SCHEMA}.",
+                        "upgrade secure_infer.",
+                    )
+                ],
+            )
         parameters = parameters_from(data["parameters"])
         steps = tuple(_step(i, step, arrays, parameters) for i, step in enumerate(data["steps"]))
         plan = Plan(parameters, Vector(**data["input"]), steps)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, SafetensorError) as error:
-        raise BundleError("The CKKS program can't be read.", [
-            Problem("ckks-server", f"{type(error).__name__}: {error}.", "compile the model again.")]) from error
+        raise BundleError(
+            "The CKKS program can't be read.",
+            [Problem("ckks-server", f"{type(error).__name__}: {error}.", "compile the model again.")],
+        ) from error
     if arrays:
-        raise BundleError("The CKKS program holds more than a program.", [
-            Problem("ckks-server", f"Unexpected contents {sorted(arrays)}.", "compile the model again.")])
+        raise BundleError(
+            "The CKKS program holds more than a program.",
+            [Problem("ckks-server", f"Unexpected contents {sorted(arrays)}.", "compile the model again.")],
+        )
     return plan
 
 
@@ -71,9 +89,23 @@ def parameters_from(data: Mapping[str, Any]) -> Parameters:
 
 def _step(i: int, data: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], parameters: Parameters) -> Step:
     terms = tuple(
-        Term(source, period, arrays.pop(f"{i}.{j}.rows").astype(np.int64), arrays.pop(f"{i}.{j}.cols").astype(np.int64),
-             arrays.pop(f"{i}.{j}.values"))
-        for j, (source, period) in enumerate(data["sources"]))
+        Term(
+            source,
+            period,
+            arrays.pop(f"{i}.{j}.rows").astype(np.int64),
+            arrays.pop(f"{i}.{j}.cols").astype(np.int64),
+            arrays.pop(f"{i}.{j}.values"),
+        )
+        for j, (source, period) in enumerate(data["sources"])
+    )
     coefficients = None if data["square"] else arrays.pop(f"{i}.coefficients")
-    return make_step(data["name"], terms, arrays.pop(f"{i}.bias"), data["level"], data["power"], coefficients,
-                     parameters, Split(**data["split"]))
+    return make_step(
+        data["name"],
+        terms,
+        arrays.pop(f"{i}.bias"),
+        data["level"],
+        data["power"],
+        coefficients,
+        parameters,
+        Split(**data["split"]),
+    )

@@ -37,7 +37,7 @@ class MpcBackend:
     parties = PARTIES
     options: Mapping[str, str] = {
         "provider": 'Who deals correlated randomness: "dealer" (default), a third process that sees no data, or '
-                    '"first-party", where party 0 deals and can read the input; for development, with insecure_dev.',
+        '"first-party", where party 0 deals and can read the input; for development, with insecure_dev.',
         "insecure_dev": "Set to true to accept provider=first-party, which protects nothing from party 0.",
         "timeout": f"Seconds that a party waits for another before it gives up; {DEFAULT_TIMEOUT:g} if not given.",
     }
@@ -65,8 +65,10 @@ class MpcBackend:
         spent = asdict(cost(public))
         sizes = {"bytes_between_parties": spent.pop("bytes"), "bytes_from_dealer": spent.pop("dealer_bytes")}
         return Program(
-            servers=(frame.pack(KIND, [data, *store.to_bytes(graph)], {"party": 0}),
-                     frame.pack(KIND, [data], {"party": 1})),
+            servers=(
+                frame.pack(KIND, [data, *store.to_bytes(graph)], {"party": 0}),
+                frame.pack(KIND, [data], {"party": 1}),
+            ),
             client=client.pack(),
             guarantee=_guarantee(provider),
             parameters={"ring_bits": 64, "provider": provider, "timeout": timeout, "tls": "1.3", **sizes},
@@ -126,18 +128,29 @@ def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Pla
     for party, (half, expected) in enumerate(zip(halves, (3, 1), strict=True)):
         received = frame.unpack(half, KIND)
         if received.meta.get("party") != party or len(received.parts) != expected:
-            raise BundleError(f"This is not the half of party {party}.", [
-                Problem(KIND, "It belongs to another party, or holds more or less than that party may hold.",
-                        "pass the halves in order, as compiled.")])
+            raise BundleError(
+                f"This is not the half of party {party}.",
+                [
+                    Problem(
+                        KIND,
+                        "It belongs to another party, or holds more or less than that party may hold.",
+                        "pass the halves in order, as compiled.",
+                    )
+                ],
+            )
         parts.append(received.parts)
     public = Plan.from_bytes(parts[1][0])
     if parts[0][0] != parts[1][0]:
-        raise BundleError("The halves belong to different models.", [
-            Problem(KIND, "Their plans differ.", "use the halves of one bundle.")])
+        raise BundleError(
+            "The halves belong to different models.",
+            [Problem(KIND, "Their plans differ.", "use the halves of one bundle.")],
+        )
     graph = store.from_bytes(*parts[0][1:])
     if plan(graph, public.model, public.provider, public.timeout).to_bytes() != parts[1][0]:
-        raise BundleError("The weights of party 0 do not fit the plan.", [
-            Problem(KIND, "They belong to another network.", "fetch or compile the model again.")])
+        raise BundleError(
+            "The weights of party 0 do not fit the plan.",
+            [Problem(KIND, "They belong to another network.", "fetch or compile the model again.")],
+        )
     return parts, public
 
 
@@ -149,14 +162,20 @@ def _require_crypten() -> None:
 
 def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, float]:
     """Provider and timeout; every problem is listed."""
-    problems = [Problem(name, "There is no such option.", f"use {', '.join(known)}.")
-                for name in given if name not in known]
+    problems = [
+        Problem(name, "There is no such option.", f"use {', '.join(known)}.") for name in given if name not in known
+    ]
     provider = given.get("provider", DEALER)
     if provider not in (DEALER, FIRST_PARTY):
         problems.append(Problem("provider", f"Expected {DEALER} or {FIRST_PARTY}, got {provider!r}.", "use dealer."))
     if provider == FIRST_PARTY and given.get("insecure_dev", False) not in _YES:
-        problems.append(Problem("provider", "Under first-party, party 0 makes all masks and can read every input.",
-                                "use the dealer; to try out code on your own data, add insecure_dev=True."))
+        problems.append(
+            Problem(
+                "provider",
+                "Under first-party, party 0 makes all masks and can read every input.",
+                "use the dealer; to try out code on your own data, add insecure_dev=True.",
+            )
+        )
     try:
         timeout = float(given.get("timeout", DEFAULT_TIMEOUT))
     except (TypeError, ValueError):
@@ -169,8 +188,11 @@ def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, f
 
 
 def _require_fit(graph: Graph) -> None:
-    problems = [Problem(node.name, f"It shifts by {node.op.shift} bits.", f"shift by at most {_GREATEST_SHIFT}.")
-                for node in graph.nodes if isinstance(node.op, Polynomial) and node.op.shift > _GREATEST_SHIFT]
+    problems = [
+        Problem(node.name, f"It shifts by {node.op.shift} bits.", f"shift by at most {_GREATEST_SHIFT}.")
+        for node in graph.nodes
+        if isinstance(node.op, Polynomial) and node.op.shift > _GREATEST_SHIFT
+    ]
     if graph.input.bits > ACCUMULATOR_BITS:
         problems.append(Problem("input", f"It has {graph.input.bits} bits.", f"use at most {ACCUMULATOR_BITS}."))
     if problems:
@@ -188,13 +210,14 @@ def _guarantee(provider: str) -> Guarantee:
     insecure = ("NOT SECURE: party 0 deals its own randomness and can read every input and every activation",)
     return Guarantee(
         scheme="2-party additive secret sharing over Z_2^64 (CrypTen 0.4.1), "
-               + ("trusted dealer" if dealt else "first-party provider, for development only"),
+        + ("trusted dealer" if dealt else "first-party provider, for development only"),
         security_bits=128 if dealt else None,
         failure_probability=0.0,
         error_bound=None,
         adversary="semi-honest: one of party 0, party 1 and the dealer, curious but following the protocol; "
-                  "and whoever reads the traffic between them, which is mutually authenticated TLS 1.3"
-                  if dealt else "none: party 0 can read the input",
+        "and whoever reads the traffic between them, which is mutually authenticated TLS 1.3"
+        if dealt
+        else "none: party 0 can read the input",
         leaks=(
             "the network's structure to everybody but the client: operations, shapes, strides, gains of additions, "
             "shifts, thresholds per activation, and whether values fit 8, 16, 32 or 64 bits",

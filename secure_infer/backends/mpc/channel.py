@@ -55,9 +55,15 @@ def new_identity(name: str) -> Identity:
     now = datetime.datetime.now(datetime.UTC)
     hour, week = datetime.timedelta(hours=1), datetime.timedelta(days=7)
     certificate = (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - hour).not_valid_after(now + week)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key, hashes.SHA256())
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - hour)
+        .not_valid_after(now + week)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -66,8 +72,10 @@ def new_identity(name: str) -> Identity:
 
 def lost(peer: str, what: str) -> ProtocolError:
     """The error for a peer that is gone, silent or out of step."""
-    return ProtocolError(f"The {peer} {what}.", [
-        Problem(peer, f"It {what}.", "start the servers again, and run all parties of a query at the same time.")])
+    return ProtocolError(
+        f"The {peer} {what}.",
+        [Problem(peer, f"It {what}.", "start the servers again, and run all parties of a query at the same time.")],
+    )
 
 
 class Channel:

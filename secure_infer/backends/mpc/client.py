@@ -41,8 +41,17 @@ class ClientHalf:
 
     def pack(self) -> bytes:
         """The half as a frame."""
-        return frame.pack(KIND, [], {"model": self.model, "input_shape": self.input_shape, "low": self.low,
-                                     "high": self.high, "output_shape": self.output_shape})
+        return frame.pack(
+            KIND,
+            [],
+            {
+                "model": self.model,
+                "input_shape": self.input_shape,
+                "low": self.low,
+                "high": self.high,
+                "output_shape": self.output_shape,
+            },
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> ClientHalf:
@@ -56,8 +65,10 @@ class ClientHalf:
             shapes = [tuple(int(size) for size in meta[key]) for key in ("input_shape", "output_shape")]
             return cls(str(meta["model"]), shapes[0], int(meta["low"]), int(meta["high"]), shapes[1])
         except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
-            raise BundleError("The client half is malformed.", [
-                Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")]) from error
+            raise BundleError(
+                "The client half is malformed.",
+                [Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")],
+            ) from error
 
 
 class MpcClient:
@@ -96,8 +107,10 @@ class MpcClient:
             raise _undecryptable(f"Expected {PARTIES} replies, got {len(replies)}.")
         half = self._half
         try:
-            first, second = (messages.unpack(reply, REPLY, half.model, party, half.output_shape)
-                             for party, reply in enumerate(replies))
+            first, second = (
+                messages.unpack(reply, REPLY, half.model, party, half.output_shape)
+                for party, reply in enumerate(replies)
+            )
         except (BundleError, KeyMismatch) as error:
             raise DecryptionError("A reply can't be read.", error.problems) from error
         if first.session != second.session or first.values.shape != second.values.shape:
@@ -109,16 +122,28 @@ class MpcClient:
         if x.dtype.kind not in "bui":
             problems.append(Problem("input", f"Expected integers, got {x.dtype}.", "quantize the input first."))
         if x.shape[1:] != half.input_shape or x.ndim != len(half.input_shape) + 1 or not len(x):
-            problems.append(Problem("input", f"Expected shape (n, {', '.join(map(str, half.input_shape))}), n >= 1, "
-                                             f"got {x.shape}.", "pass a batch; a single sample x is x[None]."))
+            problems.append(
+                Problem(
+                    "input",
+                    f"Expected shape (n, {', '.join(map(str, half.input_shape))}), n >= 1, got {x.shape}.",
+                    "pass a batch; a single sample x is x[None].",
+                )
+            )
         elif not problems and (x.min() < half.low or x.max() > half.high):
-            problems.append(Problem("input", f"Values lie outside [{half.low}, {half.high}].",
-                                    "quantize the input with the model's own scale."))
+            problems.append(
+                Problem(
+                    "input",
+                    f"Values lie outside [{half.low}, {half.high}].",
+                    "quantize the input with the model's own scale.",
+                )
+            )
         if problems:
             raise InvalidInput("The input can't be shared.", problems)
         return x.astype(np.int64)
 
 
 def _undecryptable(what: str) -> DecryptionError:
-    return DecryptionError("The replies do not decrypt.", [
-        Problem("reply", what, "pass the reply of party 0, then that of party 1, to one and the same query.")])
+    return DecryptionError(
+        "The replies do not decrypt.",
+        [Problem("reply", what, "pass the reply of party 0, then that of party 1, to one and the same query.")],
+    )

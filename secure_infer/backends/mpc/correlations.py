@@ -122,8 +122,9 @@ class Correlations:
         """Binary shares of a, b and a & b; called by CrypTen."""
         return tuple(BinarySharedTensor.from_shares(part) for part in self._triple("and", size0, size1))
 
-    def generate_additive_triple(self, size0: torch.Size, size1: torch.Size, op: str, device: object = None,
-                                 **ignored: Any) -> tuple[Any, ...]:
+    def generate_additive_triple(
+        self, size0: torch.Size, size1: torch.Size, op: str, device: object = None, **ignored: Any
+    ) -> tuple[Any, ...]:
         """Additive shares of a, b and their element-wise product; called by CrypTen. Weights have `product` instead."""
         if op != "mul":
             raise NotImplementedError(f"{op} of two shared tensors is not used here.")
@@ -141,8 +142,9 @@ class Correlations:
             self._source.ask({"kind": "mask", "name": name, "size": list(size)}, None)
         return self._stream.words(size)
 
-    def product(self, name: str, spec: Mapping[str, Any], size: Sequence[int],
-                result: Sequence[int]) -> tuple[Integers, Integers]:
+    def product(
+        self, name: str, spec: Mapping[str, Any], size: Sequence[int], result: Sequence[int]
+    ) -> tuple[Integers, Integers]:
         """Party 1's mask a (empty at party 0), and a share of `spec(a, B)`, of shape `result`."""
         a = _NOTHING if self._source else self._stream.words(size)
         request = {"kind": "product", "name": name, "spec": dict(spec), "size": list(size)}

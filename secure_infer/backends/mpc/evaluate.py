@@ -87,8 +87,11 @@ class Evaluator:
         return x + constant if self._protocols.rank == 0 else x
 
     def _affine(self, step: Step, x: Integers) -> Integers:
-        spec = {"map": LINEAR} if step.kind == "Linear" else {
-            "map": CONV, **{key: step.parameters[key] for key in ("stride", "padding", "dilation", "groups")}}
+        spec = (
+            {"map": LINEAR}
+            if step.kind == "Linear"
+            else {"map": CONV, **{key: step.parameters[key] for key in ("stride", "padding", "dilation", "groups")}}
+        )
         product = self._protocols.product(step.name, spec, x, (len(x), *step.shape))
         if self._graph is None:
             return product

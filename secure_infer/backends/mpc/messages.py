@@ -52,9 +52,16 @@ def unpack(data: bytes, kind: str, model: str, party: int, shape: Shape) -> Shar
     received = frame.unpack(data, kind)
     meta = received.meta
     if meta.get("model") != model:
-        raise KeyMismatch("The share belongs to another model.", [
-            Problem("model", f"Expected {model}, got {str(meta.get('model'))[:_NAME_DIGITS]!r}.",
-                    "fetch the client half of the model that the server runs.")])
+        raise KeyMismatch(
+            "The share belongs to another model.",
+            [
+                Problem(
+                    "model",
+                    f"Expected {model}, got {str(meta.get('model'))[:_NAME_DIGITS]!r}.",
+                    "fetch the client half of the model that the server runs.",
+                )
+            ],
+        )
     problems = []
     if meta.get("party") != party:
         problems.append(f"It is for party {str(meta.get('party'))[:8]}, not for party {party}.")
@@ -67,8 +74,10 @@ def unpack(data: bytes, kind: str, model: str, party: int, shape: Shape) -> Shar
     elif len(received.parts) != 1 or len(received.parts[0]) != 8 * math.prod(found):
         problems.append("Its length does not fit its shape.")
     if problems:
-        raise BundleError("The share can't be used.", [
-            Problem(kind, what, "send each party the message that was made for it.") for what in problems])
+        raise BundleError(
+            "The share can't be used.",
+            [Problem(kind, what, "send each party the message that was made for it.") for what in problems],
+        )
     values = np.frombuffer(received.parts[0], dtype="<i8").reshape(found).astype(np.int64)
     return Share(model, str(session), party, values)
 

@@ -75,8 +75,10 @@ class Party:
         graph = store.from_bytes(command.parts[1], command.parts[2]) if self._rank == 0 else None
         digest = hashlib.sha256(command.parts[0]).digest()
         if self._peer.exchange(digest, len(digest)) != digest:
-            raise ProtocolError("The two halves belong to different models.", [
-                Problem("servers", "The parties were given different plans.", "use the halves of one bundle.")])
+            raise ProtocolError(
+                "The two halves belong to different models.",
+                [Problem("servers", "The parties were given different plans.", "use the halves of one bundle.")],
+            )
         if self._source:
             self._source.forget()
         self._evaluator = Evaluator(plan, graph, self._protocols)
@@ -97,8 +99,12 @@ class Party:
             # In the middle of a protocol nobody can tell where the other party is, so this session is over.
             self.close()
             raise
-        statistics = {"rounds": self._peer.rounds - rounds, "bytes_sent": self._peer.bytes_sent - sent,
-                      "seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - burnt}
+        statistics = {
+            "rounds": self._peer.rounds - rounds,
+            "bytes_sent": self._peer.bytes_sent - sent,
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - burnt,
+        }
         return statistics, [Share(share.model, share.session, self._rank, result).pack(REPLY)]
 
     def _evaluate(self, share: Integers) -> Integers:
@@ -155,8 +161,9 @@ class Party:
         crypten.communicator.get = lambda: communicator
         crypten.mpc.get_default_provider = lambda: correlations
         # A plain object in place of CrypTen's configuration, whose every access costs ten microseconds and more.
-        settings = SimpleNamespace(encoder=SimpleNamespace(precision_bits=0),
-                                   mpc=SimpleNamespace(active_security=False, protocol="beaver"))
+        settings = SimpleNamespace(
+            encoder=SimpleNamespace(precision_bits=0), mpc=SimpleNamespace(active_security=False, protocol="beaver")
+        )
         for module in (crypten.encoder, crypten.mpc.primitives.beaver, crypten.mpc.primitives.arithmetic):
             module.cfg = settings
         return Protocols(self._rank, self._peer, correlations)

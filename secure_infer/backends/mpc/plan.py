@@ -129,8 +129,9 @@ class Plan:
 
 
 def _refused(what: str) -> BundleError:
-    return BundleError("The plan of a party can't be used.", [
-        Problem("plan", what, "fetch or compile the model again.")])
+    return BundleError(
+        "The plan of a party can't be used.", [Problem("plan", what, "fetch or compile the model again.")]
+    )
 
 
 def _integer(value: Any) -> int:
@@ -157,7 +158,8 @@ def plan(graph: Graph, model: str, provider: str, timeout: float) -> Plan:
     """The plan of a graph."""
     steps = tuple(
         Step(node.name, node.kind, node.inputs, graph.types[node.name].shape, _parameters(graph, node))
-        for node in graph.nodes)
+        for node in graph.nodes
+    )
     return Plan(model, provider, timeout, graph.input.shape, steps, graph.output)
 
 
@@ -167,8 +169,13 @@ def _parameters(graph: Graph, node: Node) -> dict[str, Any]:
         case Linear(weight=weight):
             return {"weight": list(weight.shape)}
         case Conv2d(weight=weight):
-            return {"weight": list(weight.shape), "stride": list(node.op.stride), "padding": list(node.op.padding),
-                    "dilation": list(node.op.dilation), "groups": node.op.groups}
+            return {
+                "weight": list(weight.shape),
+                "stride": list(node.op.stride),
+                "padding": list(node.op.padding),
+                "dilation": list(node.op.dilation),
+                "groups": node.op.groups,
+            }
         case Add():
             return {"gains": list(node.op.gains)}
         case Sum():

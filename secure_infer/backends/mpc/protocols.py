@@ -108,8 +108,9 @@ class Protocols:
 
     def multiply(self, x: Integers, y: Integers) -> Integers:
         """Shares of x * y, both shared, with broadcasting; one round."""
-        factors = (ArithmeticSharedTensor.from_shares(torch.from_numpy(np.ascontiguousarray(v)), precision=0)
-                   for v in (x, y))
+        factors = (
+            ArithmeticSharedTensor.from_shares(torch.from_numpy(np.ascontiguousarray(v)), precision=0) for v in (x, y)
+        )
         return np.asarray(beaver.mul(*factors).share.numpy())
 
     def negative(self, x: Integers, width: int) -> Integers:
@@ -179,8 +180,11 @@ class Protocols:
         rounds = _seconds(lambda: self._peer.exchange(b"ping", 4), 200)
         comparison = _seconds(lambda: self.negative(compared, 16), 3) / compared.size
         square = np.arange(1 << 16, dtype=np.int64).reshape(256, 256) << 40
-        return {"rounds": rounds, "comparisons": comparison,
-                "multiplications": _seconds(lambda: matmul(square, square), 3) / square.shape[0] ** 3}
+        return {
+            "rounds": rounds,
+            "comparisons": comparison,
+            "multiplications": _seconds(lambda: matmul(square, square), 3) / square.shape[0] ** 3,
+        }
 
 
 def _seconds(act: Callable[[], object], repeats: int) -> float:

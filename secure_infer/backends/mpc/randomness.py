@@ -74,8 +74,9 @@ def install(generators: dict[str, dict[Any, Any]], previous: bytes, following: b
     def ring_element(size: Sequence[int], generator: Stream | None = None, **ignored: Any) -> torch.Tensor:
         return torch.from_numpy((generator or local).words(size))
 
-    def random_bits(size: Sequence[int], bitlength: int | None = None, generator: Stream | None = None,
-                    **ignored: Any) -> torch.Tensor:
+    def random_bits(
+        size: Sequence[int], bitlength: int | None = None, generator: Stream | None = None, **ignored: Any
+    ) -> torch.Tensor:
         words = ring_element(size, generator)
         return words if bitlength in (None, 64) else words & ((1 << bitlength) - 1)
 

@@ -38,8 +38,10 @@ class Turns:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._current in (None, query), seconds):
-                raise ProtocolError("The servers are busy.", [
-                    Problem("servers", "Other queries did not end in time.", "ask again later.")])
+                raise ProtocolError(
+                    "The servers are busy.",
+                    [Problem("servers", "Other queries did not end in time.", "ask again later.")],
+                )
             if self._current is None:
                 self._current, self._done = query, 0
         try:
@@ -115,8 +117,13 @@ class Session:
     def _start(self, provider: str, identities: Mapping[str, Identity], threads: int) -> None:
         for name, worker in self._workers.items():
             peers = {other: identity.certificate for other, identity in identities.items() if other != name}
-            meta = {"role": name, "peers": list(peers), "timeout": self.timeout, "provider": provider,
-                    "threads": threads}
+            meta = {
+                "role": name,
+                "peers": list(peers),
+                "timeout": self.timeout,
+                "provider": provider,
+                "threads": threads,
+            }
             mine = identities[name]
             worker.send("start", meta, [mine.key, mine.certificate, *peers.values()])
         answers = self._gather(list(self._workers), START_SECONDS)
@@ -148,13 +155,18 @@ class Session:
         deadline = time.monotonic() + GRACE_SECONDS
         named = {problem.where for problem in error.problems}
         while time.monotonic() < deadline:
-            ended = {name: worker.process.returncode for name, worker in self._workers.items()
-                     if worker.process.poll() is not None and name not in named}
+            ended = {
+                name: worker.process.returncode
+                for name, worker in self._workers.items()
+                if worker.process.poll() is not None and name not in named
+            }
             if ended:
                 break
             time.sleep(0.02)
-        extra = [Problem(name, f"Its process ended with code {code}.", "start the servers again.")
-                 for name, code in ended.items()]
+        extra = [
+            Problem(name, f"Its process ended with code {code}.", "start the servers again.")
+            for name, code in ended.items()
+        ]
         return ProtocolError(error.summary, [*error.problems, *extra])
 
 

@@ -36,13 +36,24 @@ class Worker:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "secure_infer.backends.mpc.party"], bufsize=0, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors, env=environment, start_new_session=True)
+            [sys.executable, "-m", "secure_infer.backends.mpc.party"],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            start_new_session=True,
+        )
         self._commands, self._answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
         os.set_blocking(self._commands.fileno(), False)
 
-    def send(self, verb: str, meta: Mapping[str, Any] | None = None, parts: Sequence[bytes] = (),
-             seconds: float = START_SECONDS) -> None:
+    def send(
+        self,
+        verb: str,
+        meta: Mapping[str, Any] | None = None,
+        parts: Sequence[bytes] = (),
+        seconds: float = START_SECONDS,
+    ) -> None:
         """Send a command.
 
         Raises:
@@ -100,15 +111,24 @@ class Worker:
         poll.register(pipe, event)
         if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
             self.process.kill()  # a late answer must not be taken for the answer to a later command
-            raise ProtocolError(f"The {self.name} does not answer.", [
-                Problem(self.name, "It took longer than its time limit.", "compile with a longer timeout.")])
+            raise ProtocolError(
+                f"The {self.name} does not answer.",
+                [Problem(self.name, "It took longer than its time limit.", "compile with a longer timeout.")],
+            )
 
     def _gone(self) -> ProtocolError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE_SECONDS)
-        return ProtocolError(f"The {self.name} is gone.", [
-            Problem(self.name, f"Its process ended with code {self.process.returncode}. {self._last_words()}".strip(),
-                    "start the servers again.")])
+        return ProtocolError(
+            f"The {self.name} is gone.",
+            [
+                Problem(
+                    self.name,
+                    f"Its process ended with code {self.process.returncode}. {self._last_words()}".strip(),
+                    "start the servers again.",
+                )
+            ],
+        )
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError, ValueError):

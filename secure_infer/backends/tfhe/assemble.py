@@ -31,8 +31,9 @@ class Output:
     safe: bool
 
 
-def assemble(graph: Graph, plan: Plan, output: Output, options: Options, circuit: Any,
-             settings: dict[str, Any]) -> Program:
+def assemble(
+    graph: Graph, plan: Plan, output: Output, options: Options, circuit: Any, settings: dict[str, Any]
+) -> Program:
     """The program of a compiled circuit."""
     from concrete import fhe
 
@@ -42,13 +43,22 @@ def assemble(graph: Graph, plan: Plan, output: Output, options: Options, circuit
     held = plan.result
     meta = {
         "input": {"shape": graph.input.shape, "low": graph.input.low, "high": graph.input.high},
-        "output": {"shape": held.shape, "gain": held.gain, "center": output.center,
-                   "rest": (held.offset % held.gain).ravel().tolist()},
+        "output": {
+            "shape": held.shape,
+            "gain": held.gain,
+            "center": output.center,
+            "rest": (held.offset % held.gain).ravel().tolist(),
+        },
     }
     server = frame.pack(SERVER, [circuit.mlir.encode(), specs], {"settings": settings, "version": fhe.__version__})
     look_ups = int(circuit.programmable_bootstrap_count)
-    program = Program((server,), frame.pack(CLIENT, [specs], meta), _guarantee(plan, output, options, look_ups),
-                      _parameters(plan, output, options, circuit), {"look_ups": look_ups})
+    program = Program(
+        (server,),
+        frame.pack(CLIENT, [specs], meta),
+        _guarantee(plan, output, options, look_ups),
+        _parameters(plan, output, options, circuit),
+        {"look_ups": look_ups},
+    )
     discard_files(circuit.server)
     return program
 
@@ -59,36 +69,56 @@ def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> G
     flips = any(layer["approximate"] for layer in _layers(plan).values())
     trust = []
     if not output.safe or any(step.plan is not None and step.name not in plan.worst_case for step in plan.steps):
-        trust.append("Inputs must resemble the calibration set: an accumulator outside its calibrated range (what was "
-                     f"seen, or {SIGMAS:g} standard deviations) gives a wrong result without notice.")
+        trust.append(
+            "Inputs must resemble the calibration set: an accumulator outside its calibrated range (what was "
+            f"seen, or {SIGMAS:g} standard deviations) gives a wrong result without notice."
+        )
     if flips:
-        trust.append("Rounding is approximate: values near a threshold may fall on its other side. That is noise of "
-                     "the cryptosystem, not bounded by p_error; mode='simulate' draws it.")
-    trust.append("A decrypted result is not passed on to the server: with errors that depend on the key, results "
-                 "would help to find it (IND-CPA, not IND-CPA-D).")
+        trust.append(
+            "Rounding is approximate: values near a threshold may fall on its other side. That is noise of "
+            "the cryptosystem, not bounded by p_error; mode='simulate' draws it."
+        )
+    trust.append(
+        "A decrypted result is not passed on to the server: with errors that depend on the key, results "
+        "would help to find it (IND-CPA, not IND-CPA-D)."
+    )
     return Guarantee(
         scheme=f"TFHE (concrete-python {fhe.__version__})",
         security_bits=options.security,
         failure_probability=None if flips else min(1.0, look_ups * options.p_error),
         error_bound=None,
         adversary="a server that follows the protocol but is curious; it may also lie about the result, unnoticed",
-        leaks=("to the server: the number and time of requests; nothing of the input or the output",
-               "to the client: outputs in full precision, and the shapes and bit widths of input and output"),
-        trust=tuple(trust))
+        leaks=(
+            "to the server: the number and time of requests; nothing of the input or the output",
+            "to the client: outputs in full precision, and the shapes and bit widths of input and output",
+        ),
+        trust=tuple(trust),
+    )
 
 
 def _parameters(plan: Plan, output: Output, options: Options, circuit: Any) -> dict[str, Any]:
     statistics = circuit.statistics
-    sets = [{"polynomial_size": p.polynomial_size(), "glwe_dimension": p.glwe_dimension(),
-             "lwe_dimension": p.input_lwe_dimension(), "look_ups": count}
-            for p, count in statistics["programmable_bootstrap_count_per_parameter"].items()]
+    sets = [
+        {
+            "polynomial_size": p.polynomial_size(),
+            "glwe_dimension": p.glwe_dimension(),
+            "lwe_dimension": p.input_lwe_dimension(),
+            "look_ups": count,
+        }
+        for p, count in statistics["programmable_bootstrap_count_per_parameter"].items()
+    ]
     return {
-        "security": options.security, "p_error": options.p_error, "rounding": options.rounding,
-        "parameter_sets": sets, "output_bits": output.bits,
+        "security": options.security,
+        "p_error": options.p_error,
+        "rounding": options.rounding,
+        "parameter_sets": sets,
+        "output_bits": output.bits,
         "layers": _layers(plan),
         "complexity": float(circuit.complexity),
-        "bytes": {"bootstrapping_keys": int(circuit.size_of_bootstrap_keys),
-                  "keyswitching_keys": int(circuit.size_of_keyswitch_keys)},
+        "bytes": {
+            "bootstrapping_keys": int(circuit.size_of_bootstrap_keys),
+            "keyswitching_keys": int(circuit.size_of_keyswitch_keys),
+        },
     }
 
 
@@ -105,5 +135,11 @@ def _layer(plan: Plan, step: Step, look_up: Bootstraps) -> dict[str, Any]:
     assert isinstance(whole, LookUp)
     if method == "table" and whole.removed:
         method = "approximate" if whole.approximate else "truncate"
-    return {"bits": whole.bits, "removed": whole.removed, "method": method, "approximate": whole.approximate,
-            "elements": int(np.prod(step.held.shape)), "any_input": step.name in plan.worst_case}
+    return {
+        "bits": whole.bits,
+        "removed": whole.removed,
+        "method": method,
+        "approximate": whole.approximate,
+        "elements": int(np.prod(step.held.shape)),
+        "any_input": step.name in plan.worst_case,
+    }

@@ -20,9 +20,11 @@ from secure_infer.graph.ops import Integers, bits_of
 if TYPE_CHECKING:
     from secure_infer.backends.tfhe.roles import TfheClient, TfheServer
 
-RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (([1, 2], [10, 11]), ([], []))
-"""GLWE dimensions and logarithms of polynomial sizes, tried in turn. The first set halves the bootstrapping keys, and
+RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (([1, 2], [10, 11, 12]), ([], []))
+"""GLWE dimensions and logarithms of polynomial sizes to choose from. The first set halves the bootstrapping keys, and
 runs faster than the compiler's own choice because they stay in cache; wide look-ups need the second."""
+RESTRICTED_COST = 1.25
+"""How much more of concrete's cost model the first set may take before the second one is preferred."""
 
 
 class TfheBackend:
@@ -79,13 +81,28 @@ def _checked(graph: Graph, calibration: Integers) -> Integers:
     x = np.asarray(calibration)
     kind = graph.input
     if x.ndim != len(kind.shape) + 1 or x.shape[1:] != kind.shape or not len(x) or x.dtype.kind not in "bui":
-        raise InvalidInput("The calibration set is not usable.", [
-            Problem("calibration", f"Expected integers of shape (n, {', '.join(map(str, kind.shape))}) with n > 0, "
-                                   f"got {x.dtype} of shape {x.shape}.", "pass quantized inputs.")])
+        raise InvalidInput(
+            "The calibration set is not usable.",
+            [
+                Problem(
+                    "calibration",
+                    f"Expected integers of shape (n, {', '.join(map(str, kind.shape))}) with n > 0, "
+                    f"got {x.dtype} of shape {x.shape}.",
+                    "pass quantized inputs.",
+                )
+            ],
+        )
     if x.min() < kind.low or x.max() > kind.high:
-        raise InvalidInput("The calibration set is not usable.", [
-            Problem("calibration", f"Expected values in [{kind.low}, {kind.high}], got [{x.min()}, {x.max()}].",
-                    "quantize it with the graph's own scale.")])
+        raise InvalidInput(
+            "The calibration set is not usable.",
+            [
+                Problem(
+                    "calibration",
+                    f"Expected values in [{kind.low}, {kind.high}], got [{x.min()}, {x.max()}].",
+                    "quantize it with the graph's own scale.",
+                )
+            ],
+        )
     return x.astype(np.int64)
 
 
@@ -103,16 +120,25 @@ def _output(graph: Graph, planned: Plan, calibration: Integers, options: Options
 
 
 def _compiled(planned: Plan, output: Output, options: Options, sample: Integers) -> tuple[Any, dict[str, Any]]:
-    """The circuit and its settings under the first restriction that holds it."""
+    """The circuit and its settings under the restriction that suits it best."""
     from secure_infer.backends.tfhe.circuit import emit, trace
     from secure_infer.backends.tfhe.roles import configuration
 
-    failure = None
+    found: list[tuple[Any, dict[str, Any]]] = []
+    failure = ParametersError("No secure parameters were tried.")
     for dimensions, log_sizes in RESTRICTIONS:
-        settings: dict[str, Any] = {"p_error": options.p_error, "security": options.security, "dimensions": dimensions,
-                    "log_sizes": log_sizes}
+        settings: dict[str, Any] = {
+            "p_error": options.p_error,
+            "security": options.security,
+            "dimensions": dimensions,
+            "log_sizes": log_sizes,
+        }
         try:
-            return trace(emit(planned, output.center, output.bits), sample, configuration(**settings)), settings
+            circuit = trace(emit(planned, output.center, output.bits), sample, configuration(**settings))
+            found.append((circuit, settings))
         except ParametersError as error:
             failure = error
-    raise failure or ParametersError("No secure parameters were tried.")
+    if not found:
+        raise failure
+    restricted, free = found[0], found[-1]
+    return restricted if restricted[0].complexity <= RESTRICTED_COST * free[0].complexity else free

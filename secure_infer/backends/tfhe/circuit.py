@@ -57,9 +57,16 @@ def trace(function: Callable[[Tracer], Tracer], sample: Integers, configuration:
         return fhe.Compiler(function, {"x": "encrypted"}).compile([sample], configuration)
     except RuntimeError as error:
         reason = (str(error).strip() or "it gave no reason").splitlines()[-1]
-        raise ParametersError("concrete can't compile the network.", [
-            Problem("network", f"Its compiler says: {reason}.", "quantize to fewer bits, choose a greater p_error, "
-                    'or compile with rounding="approximate".')]) from error
+        raise ParametersError(
+            "concrete can't compile the network.",
+            [
+                Problem(
+                    "network",
+                    f"Its compiler says: {reason}.",
+                    'quantize to fewer bits, choose a greater p_error, or compile with rounding="approximate".',
+                )
+            ],
+        ) from error
 
 
 def emit(plan: Plan, center: int, bits: int) -> Callable[[Tracer], Tracer]:
@@ -180,8 +187,9 @@ def _clear_low_bits(a: Tracer, plan: LookUp) -> Tracer:
 
 
 def _round(a: Tracer, bits: int, removed: int) -> Tracer:
-    rounded = fhe.round_bit_pattern(a, lsbs_to_remove=removed, overflow_protection=False,
-                                    exactness=fhe.Exactness.APPROXIMATE)
+    rounded = fhe.round_bit_pattern(
+        a, lsbs_to_remove=removed, overflow_protection=False, exactness=fhe.Exactness.APPROXIMATE
+    )
     return pin_bits(rounded, bits)
 
 

@@ -33,8 +33,9 @@ def generate(specs: bytes) -> Keys:
     small.generate(secret_seed=seed, encryption_seed=secrets.randbits(128))
     whole.generate(secret_seed=seed, encryption_seed=secrets.randbits(128))
     meta = {"circuit": circuit_id(specs), "keys": secrets.token_hex(16)}
-    return Keys(frame.pack(SECRET, [small.serialize()], meta),
-                frame.pack(EVALUATION, [whole.evaluation.serialize()], meta))
+    return Keys(
+        frame.pack(SECRET, [small.serialize()], meta), frame.pack(EVALUATION, [whole.evaluation.serialize()], meta)
+    )
 
 
 def open_secret(secret: bytes, circuit: str) -> tuple[Any, str]:
@@ -55,16 +56,20 @@ def open_evaluation(evaluation: bytes, circuit: str) -> tuple[Any, str]:
 def _open(data: bytes, kind: str, circuit: str, deserialize: Callable[[bytes], Any]) -> tuple[Any, str]:
     received = frame.unpack(data, kind)
     if len(received.parts) != 1 or not isinstance(received.meta.get("keys"), str):
-        raise BundleError(f"This is not a usable {kind}.", [
-            Problem(kind, "Its frame holds something else.", "make the keys again.")])
+        raise BundleError(
+            f"This is not a usable {kind}.", [Problem(kind, "Its frame holds something else.", "make the keys again.")]
+        )
     if received.meta.get("circuit") != circuit:
-        raise KeyMismatch("These keys were made for another model.", [
-            Problem(kind, "The circuit they name is not this one.", "make keys with this model's client half.")])
+        raise KeyMismatch(
+            "These keys were made for another model.",
+            [Problem(kind, "The circuit they name is not this one.", "make keys with this model's client half.")],
+        )
     try:
         return deserialize(received.parts[0]), str(received.meta["keys"])
     except RuntimeError as error:
-        raise BundleError(f"This is not a usable {kind}.", [
-            Problem(kind, "concrete can't read it.", "make the keys again.")]) from error
+        raise BundleError(
+            f"This is not a usable {kind}.", [Problem(kind, "concrete can't read it.", "make the keys again.")]
+        ) from error
 
 
 def _without_evaluation_keys(specs: bytes) -> Any:

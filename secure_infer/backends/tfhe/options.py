@@ -49,8 +49,11 @@ def parse(options: Mapping[str, Any]) -> Options:
         UsageError: Unknown names and values out of range, all of them.
     """
     known = {field.name for field in fields(Options)}
-    problems = [Problem(name, "There is no such option.", f"use one of {', '.join(sorted(known))}.")
-                for name in options if name not in known]
+    problems = [
+        Problem(name, "There is no such option.", f"use one of {', '.join(sorted(known))}.")
+        for name in options
+        if name not in known
+    ]
     for name, (accepted, expected) in _ACCEPTED.items():
         if name in options and not accepted(options[name]):
             problems.append(Problem(name, f"Expected {expected}, got {options[name]!r}.", HELP[name] + "."))

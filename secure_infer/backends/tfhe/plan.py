@@ -116,8 +116,9 @@ def plan(graph: Graph, calibration: Integers, options: Options) -> Plan:
     for node in graph.nodes:
         planner.add(node)
     if planner.problems:
-        raise ParametersError("No TFHE parameters fit the network.", planner.problems,
-                              underline(graph, planner.problems))
+        raise ParametersError(
+            "No TFHE parameters fit the network.", planner.problems, underline(graph, planner.problems)
+        )
     return Plan(planner.held[INPUT], tuple(planner.steps), graph.output, frozenset(planner.safe))
 
 
@@ -203,8 +204,14 @@ class _Planner:
         if plan is None:
             self._refuse(node, Range(np.array([-top]), np.array([top])))
         bounds = Range(np.zeros(shape, dtype=np.int64), np.full(shape, top))
-        return Step(node.name, op, node.inputs, Held(gain, np.broadcast_to(offset[:, :1, :1], shape), bounds), plan,
-                    (scale, add))
+        return Step(
+            node.name,
+            op,
+            node.inputs,
+            Held(gain, np.broadcast_to(offset[:, :1, :1], shape), bounds),
+            plan,
+            (scale, add),
+        )
 
     def _refuse(self, node: Node, reach: Range) -> None:
         low, high = int(reach.low.min()), int(reach.high.max())
@@ -212,9 +219,13 @@ class _Planner:
         limit = f"sums of up to {MAX_BITS} bits can be cut into narrow look-ups"
         if not isinstance(node.op, Sign | QuantRelu):
             limit = f"tables of up to {MAX_TABLE_BITS} bits are practical"
-        self.problems.append(Problem(
-            node.name, f"Its look-up reads [{low}, {high}] in units of its input, {bits_of(low, high)} bits; "
-                       f"{limit}.", fix + "."))
+        self.problems.append(
+            Problem(
+                node.name,
+                f"Its look-up reads [{low}, {high}] in units of its input, {bits_of(low, high)} bits; {limit}.",
+                fix + ".",
+            )
+        )
 
 
 def _inner(reach: Range, gain: int, offset: Integers) -> Range:
@@ -250,5 +261,3 @@ def _comparison(top: int, window: int, options: Options) -> Bootstraps | None:
         return steps(zero[None] + 1, Range(zero, zero + window), replace(options, rounding="exact"))
     reach = Range(np.array([-top]), np.array([top]))
     return function(np.maximum(np.arange(-top, top + 1), 0)[:, None], reach)
-
-

@@ -70,14 +70,18 @@ def _interval(node: Node, inputs: list[Range], kind: TensorType) -> Range:
         case Lookup() | Polynomial():
             return _any_function(node.op, inputs[0], kind)
         case op:  # all others are monotone in every argument
-            low, high = (apply(op, *(side[None] for side in sides))[0]
-                         for sides in ([r.low for r in inputs], [r.high for r in inputs]))
+            low, high = (
+                apply(op, *(side[None] for side in sides))[0]
+                for sides in ([r.low for r in inputs], [r.high for r in inputs])
+            )
             return Range(low, high)
 
 
 def _affine(op: Linear | Conv2d, x: Range) -> Range:
-    up, down = (replace(op, weight=part, bias=np.zeros_like(op.bias))
-                for part in (np.maximum(op.weight, 0), np.minimum(op.weight, 0)))
+    up, down = (
+        replace(op, weight=part, bias=np.zeros_like(op.bias))
+        for part in (np.maximum(op.weight, 0), np.minimum(op.weight, 0))
+    )
     bias = op.bias.reshape((-1, 1, 1) if isinstance(op, Conv2d) else -1)
     low, high = x.low[None], x.high[None]
     return Range((apply(up, low) + apply(down, high))[0] + bias, (apply(up, high) + apply(down, low))[0] + bias)

@@ -42,11 +42,21 @@ class Shapes:
         if x.dtype.kind not in "bui":
             problems.append(Problem("input", f"Expected integers, got dtype {x.dtype}.", "quantize the input first."))
         if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1:
-            problems.append(Problem("input", f"Expected shape (n, {', '.join(map(str, self.input_shape))}), "
-                                             f"got {x.shape}.", "pass a batch; a single sample x is x[None]."))
+            problems.append(
+                Problem(
+                    "input",
+                    f"Expected shape (n, {', '.join(map(str, self.input_shape))}), got {x.shape}.",
+                    "pass a batch; a single sample x is x[None].",
+                )
+            )
         if not problems and x.size and (x.min() < self.low or x.max() > self.high):
-            problems.append(Problem("input", f"Expected values in [{self.low}, {self.high}], got "
-                                             f"[{x.min()}, {x.max()}].", "quantize the input with the model's scale."))
+            problems.append(
+                Problem(
+                    "input",
+                    f"Expected values in [{self.low}, {self.high}], got [{x.min()}, {x.max()}].",
+                    "quantize the input with the model's scale.",
+                )
+            )
         if problems:
             raise InvalidInput("The input can't be encrypted.", problems)
         return x.astype(np.int64) - self.low
@@ -72,8 +82,10 @@ class TfheClient:
             self._shapes = Shapes(received.meta)
             self._circuit = keyring.circuit_id(self._specs)
         except (KeyError, TypeError, ValueError) as error:
-            raise BundleError("The client half can't be read.", [
-                Problem("client half", f"{type(error).__name__}: {error}.", "fetch the model again.")]) from error
+            raise BundleError(
+                "The client half can't be read.",
+                [Problem("client half", f"{type(error).__name__}: {error}.", "fetch the model again.")],
+            ) from error
         self._opened: tuple[Keys, Any, str] | None = None
 
     def keygen(self) -> Keys:
@@ -107,13 +119,17 @@ class TfheClient:
             raise DecryptionError("The reply can't be read.", getattr(error, "problems", ())) from error
         for label, mine in (("circuit", self._circuit), ("keys", name)):
             if received.meta.get(label) != mine:
-                raise DecryptionError("The reply does not decrypt under these keys.", [
-                    Problem("reply", f"It was made for another {label}.", "decrypt with the keys that encrypted.")])
+                raise DecryptionError(
+                    "The reply does not decrypt under these keys.",
+                    [Problem("reply", f"It was made for another {label}.", "decrypt with the keys that encrypted.")],
+                )
         try:
             return self._shapes.decode([client.decrypt(fhe.Value.deserialize(part)) for part in received.parts])
         except (RuntimeError, ValueError) as error:
-            raise DecryptionError("The reply does not decrypt.", [
-                Problem("reply", "It does not hold this model's ciphertexts.", "send the request again.")]) from error
+            raise DecryptionError(
+                "The reply does not decrypt.",
+                [Problem("reply", "It does not hold this model's ciphertexts.", "send the request again.")],
+            ) from error
 
     def _unlock(self, keys: Keys) -> tuple[Any, str]:
         if self._opened is None or self._opened[0] is not keys:
@@ -149,13 +165,17 @@ class TfheServer:
         received = frame.unpack(message, MESSAGE)
         evaluation_keys, name = self._unlock(evaluation)
         if received.meta.get("circuit") != self._circuit or received.meta.get("keys") != name:
-            raise KeyMismatch("The message was not encrypted under these keys.", [
-                Problem("message", "It names another circuit or other keys.", "send the keys that belong to it.")])
+            raise KeyMismatch(
+                "The message was not encrypted under these keys.",
+                [Problem("message", "It names another circuit or other keys.", "send the keys that belong to it.")],
+            )
         try:
             parts = [self._evaluate(part, evaluation_keys) for part in received.parts]
         except (RuntimeError, ValueError) as error:
-            raise BundleError("The message holds no ciphertext of this model.", [
-                Problem("message", str(error).strip().splitlines()[0] + ".", "encrypt again.")]) from error
+            raise BundleError(
+                "The message holds no ciphertext of this model.",
+                [Problem("message", str(error).strip().splitlines()[0] + ".", "encrypt again.")],
+            ) from error
         return frame.pack(REPLY, parts, {"circuit": self._circuit, "keys": name})
 
     def close(self) -> None:
@@ -186,15 +206,24 @@ def build(half: bytes, simulated: bool) -> tuple[Any, bytes]:
         server = fhe.Server.create(mlir.decode(), settings, simulated)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         what = f"{type(error).__name__}: {str(error).strip()[:200]}."
-        raise BundleError("The server half can't be built.", [
-            Problem("server half", what, "compile the model again.")]) from error
+        raise BundleError(
+            "The server half can't be built.", [Problem("server half", what, "compile the model again.")]
+        ) from error
     rebuilt = description(server.client_specs)
     program = ServerProgram(server._library, simulated).get_server_circuit(json.loads(rebuilt)["circuits"][0]["name"])
     discard_files(server)
     if not simulated and keyring.circuit_id(rebuilt) != keyring.circuit_id(specs):
-        raise BundleError("The server half was compiled by another version of concrete-python.", [
-            Problem("server half", f"It was made with {received.meta.get('version')}; this is {fhe.__version__}, which "
-                                   "chooses other parameters.", "install that version, or compile the model again.")])
+        raise BundleError(
+            "The server half was compiled by another version of concrete-python.",
+            [
+                Problem(
+                    "server half",
+                    f"It was made with {received.meta.get('version')}; this is {fhe.__version__}, which "
+                    "chooses other parameters.",
+                    "install that version, or compile the model again.",
+                )
+            ],
+        )
     return program, rebuilt
 
 
@@ -220,9 +249,13 @@ def configuration(p_error: float, security: int, dimensions: Sequence[int], log_
     for size in log_sizes:
         restriction.add_available_glwe_log_polynomial_size(size)
     return fhe.Configuration(
-        p_error=p_error, security_level=getattr(SecurityLevel, f"SECURITY_{security}_BITS"),
-        compress_evaluation_keys=True, compress_input_ciphertexts=True, dump_artifacts_on_unexpected_failures=False,
-        range_restriction=restriction if dimensions or log_sizes else None)
+        p_error=p_error,
+        security_level=getattr(SecurityLevel, f"SECURITY_{security}_BITS"),
+        compress_evaluation_keys=True,
+        compress_input_ciphertexts=True,
+        dump_artifacts_on_unexpected_failures=False,
+        range_restriction=restriction if dimensions or log_sizes else None,
+    )
 
 
 def description(specs: Any) -> bytes:

@@ -75,7 +75,7 @@ class TensealVector:
             self._maps = squares_form(self._graph)
             self._gain = self._fit_outputs(subject.calibration)
             self._conv = _first_convolution(self._graph)
-        levels = 2 * len(self._maps) - 1
+        levels = 2 * len(self._maps) - 1 + (self._conv is not None)
         degree, bits = _parameters(levels, self._slots(), scale_bits)
         with watch.phase("keygen"):
             self._secret = tenseal.context(tenseal.SCHEME_TYPE.CKKS, degree, coeff_mod_bit_sizes=bits)
@@ -83,6 +83,7 @@ class TensealVector:
             self._secret.generate_galois_keys()
         public = self._secret.serialize(save_secret_key=False)
         self._public = tenseal.context_from(public)
+        self._biases = [tenseal.ckks_vector(self._public, step.bias.tolist()) for step in self._maps]
         self.setup = Setup(
             wall_s=watch.wall_s,
             cpu_s=watch.cpu_s,
@@ -136,30 +137,33 @@ class TensealVector:
         return vector, windows
 
     def _run(self, vector: Any, windows: int) -> Any:
-        vector = self._convolve(vector, windows) if self._conv is not None else self._multiply(vector, self._maps[0])
-        for step in self._maps[1:]:
-            vector.square_()
-            vector = self._multiply(vector, step)
+        """The network; biases are encrypted, since `mm` needs its input repeated in all slots.
+
+        Encryption repeats a vector; adding a plain one touches only the first slots, so the next product would be wrong.
+        """
+        for index, (step, bias) in enumerate(zip(self._maps, self._biases, strict=True)):
+            if index:
+                vector.square_()
+            first_by_windows = not index and self._conv is not None
+            vector = self._convolve(vector, windows) if first_by_windows else vector.mm(step.matrix.tolist())
+            vector += bias
         return vector
 
-    def _multiply(self, vector: Any, step: Affine) -> Any:
-        return vector.mm(step.matrix.tolist()) + step.bias.tolist()
-
     def _convolve(self, vector: Any, windows: int) -> Any:
-        """The first map by im2col, one kernel at a time."""
+        """The first map less its bias by im2col, one kernel at a time."""
         op = self._conv
         kernels = op.weight[:, 0] * np.broadcast_to(op.weight_scale, len(op.weight))[:, None, None]
         channels = [vector.conv2d_im2col(kernel.tolist(), windows) for kernel in kernels]
-        return self._ts.CKKSVector.pack_vectors(channels) + self._maps[0].bias.tolist()
+        return self._ts.CKKSVector.pack_vectors(channels)
 
     def _slots(self) -> int:
-        """Slots that the widest vector takes: im2col pads each window to a power of two."""
-        widest = max(max(step.matrix.shape) for step in self._maps)
-        if self._conv is None:
-            return widest
-        _, height, width = self._graph.types[self._graph.nodes[0].name].shape
-        window = int(np.prod(self._conv.weight.shape[2:]))
-        return max(widest, height * width * (1 << (window - 1).bit_length()))
+        """Slots from which all maps can read: each reads as far past its last output as its input is long."""
+        read = [len(step.matrix) for step in self._maps]
+        if self._conv is not None:  # im2col pads each window to a power of two.
+            _, height, width = self._graph.types[self._graph.nodes[0].name].shape
+            window = int(np.prod(self._conv.weight.shape[2:]))
+            read[0] = height * width * (1 << (window - 1).bit_length())
+        return sum(read) + len(self._maps[-1].bias)
 
 
 def _scale_bits(entry: Entry) -> int:
@@ -173,8 +177,8 @@ def _scale_bits(entry: Entry) -> int:
 
 
 def _parameters(levels: int, slots: int, scale_bits: int) -> tuple[int, list[int]]:
-    """The smallest secure ring that holds a prime for each level, and one to spare as in the tutorial."""
-    bits = [_OUTER_BITS[scale_bits], *[scale_bits] * (levels + 1), _OUTER_BITS[scale_bits]]
+    """The smallest secure ring that holds a prime for each level."""
+    bits = [_OUTER_BITS[scale_bits], *[scale_bits] * levels, _OUTER_BITS[scale_bits]]
     for degree, most in _MOST_BITS.items():
         if sum(bits) <= most and slots <= degree // 2:
             return degree, bits
