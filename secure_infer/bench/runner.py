@@ -17,7 +17,7 @@ from secure_infer.bench.floor import floor, usable_cores
 from secure_infer.bench.ours import Ours
 from secure_infer.bench.peers import load_peer
 from secure_infer.bench.records import Record
-from secure_infer.bench.subjects import load_subject
+from secure_infer.bench.subjects import fingerprint, load_subject
 from secure_infer.errors import MissingExtra, Problem, UnsupportedNetwork, UsageError
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ def _run_group(
     case: str, entries: Sequence[Entry], subject: Subject, progress: Progress, missing: list[Problem]
 ) -> Iterator[Record]:
     at, load_before = datetime.now(UTC).isoformat(timespec="seconds"), host.load_average()
+    weights = fingerprint(subject.net)
     with ExitStack() as stack:
         contenders: list[tuple[Entry, Contender]] = []
         for entry in entries:
@@ -69,7 +70,8 @@ def _run_group(
                 contenders.append((entry, contender))
         samples = _take_turns(contenders, subject, progress)
         for (entry, contender), taken in zip(contenders, samples, strict=True):
-            shared = {"case": case, "at": at, "load": {"start": load_before, "end": host.load_average()}}
+            load = {"start": load_before, "end": host.load_average()}
+            shared = {"case": case, "fingerprint": weights, "load": load, "at": at}
             yield _record(entry, contender, taken, subject) | shared
 
 
@@ -122,6 +124,7 @@ def _record(entry: Entry, contender: Contender, samples: Sequence[Sample], subje
         "case": "",
         "protocol": entry.protocol,
         "model": entry.model,
+        "fingerprint": "",
         "peer": entry.peer,
         "mode": entry.mode,
         "batch": entry.batch,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 from secure_infer.bench.contender import Subject
 from secure_infer.errors import missing_extra
+from secure_infer.graph import Graph, store
 
 CALIBRATION = 1000
 """Training images that set the ranges."""
@@ -28,3 +32,19 @@ def load_subject(name: str) -> Subject:
         raise missing_extra(f"The model {name}", "train", error.name) from error
     data = load_dataset(recipe.dataset)
     return Subject(name, net, data.x_train[:CALIBRATION], data.x_test, data.y_test, recipe.protocols)
+
+
+def fingerprint(net: Any) -> str:
+    """SHA-256 of a network's weights, by which records of the same network are known; hexadecimal.
+
+    Args:
+        net: A torch network, of which names, types, shapes and values of the state count, or a `Graph`.
+    """
+    if isinstance(net, Graph):
+        return store.fingerprint(net)
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        array = value.detach().cpu().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

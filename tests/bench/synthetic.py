@@ -26,6 +26,7 @@ def record(
         "case": "made-up",
         "protocol": protocol,
         "model": model,
+        "fingerprint": "0" * 64,
         "peer": peer,
         "mode": "encrypted",
         "batch": 1,

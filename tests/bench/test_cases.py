@@ -72,10 +72,7 @@ def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
 
 def test_groups_hold_ours_beside_the_peers_of_the_same_network() -> None:
     groups = load_case("digits-peers").groups()
-    assert [[entry.peer for entry in group] for group in groups] == [
-        [None, "concrete-ml"],
-        [None, "crypten"],
-    ]
+    assert [[entry.peer for entry in group] for group in groups] == [[None, "tenseal", "tenseal"], [None, "crypten"]]
 
 
 def test_only_some_protocols() -> None:

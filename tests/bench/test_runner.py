@@ -13,7 +13,9 @@ import pytest
 from secure_infer.bench import append, records, run_case, runner
 from secure_infer.bench.cases import Case, Entry, parse_case
 from secure_infer.bench.contender import Sample, Setup, Subject
+from secure_infer.bench.subjects import fingerprint
 from secure_infer.errors import MissingExtra, UnsupportedNetwork, UsageError
+from secure_infer.graph import store
 from tests.bench.networks import binary_mlp, subject
 
 NUMBER = (int, float)
@@ -21,6 +23,7 @@ SCHEMA: dict[str, Any] = {
     "case": str,
     "protocol": str,
     "model": str,
+    "fingerprint": str,
     "peer": (str, type(None)),
     "mode": str,
     "batch": int,
@@ -60,6 +63,7 @@ def check_record(record: dict[str, Any]) -> None:
         assert record[key].keys() == PHASES
         assert all(value is None or value >= 0 for value in record[key].values())
     assert record["bytes"].keys() == {"evaluation_keys", "evaluation_keys_sent", "input", "output"}
+    assert len(bytes.fromhex(record["fingerprint"])) == 32
     assert record["load"].keys() == {"start", "end"}
     assert record["host"].keys() == {"cpu", "cores", "memory_gib", "os", "python"}
     low, high = record["accuracy_interval"]
@@ -87,6 +91,21 @@ def test_a_record_of_the_clear_protocol() -> None:
     assert record["floor_s"] is None and record["bytes"]["evaluation_keys"] == 0
     assert len(record["run_s_all"]) == 6
     assert record["wall_s"]["run"] == pytest.approx(np.median(record["run_s_all"]))
+
+
+def test_a_record_names_the_weights() -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    found = fingerprint(net)
+    assert found != fingerprint(other)
+    other.load_state_dict(net.state_dict())
+    assert found == fingerprint(other)
+    with torch.no_grad():
+        other.bias[0] += 1e-6
+    assert found != fingerprint(other)
+    (record,) = run_case(case(), load=load)
+    assert record["fingerprint"] == store.fingerprint(binary_mlp())
 
 
 def test_simulated_figures_are_marked_and_count_no_ciphertexts() -> None:

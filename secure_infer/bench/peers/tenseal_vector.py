@@ -139,7 +139,7 @@ class TensealVector:
     def _run(self, vector: Any, windows: int) -> Any:
         """The network; biases are encrypted, since `mm` needs its input repeated in all slots.
 
-        Encryption repeats a vector; adding a plain one touches only the first slots, so the next product would be wrong.
+        Encrypting a vector repeats it; adding a plain one changes the first slots only, and the next product reads on.
         """
         for index, (step, bias) in enumerate(zip(self._maps, self._biases, strict=True)):
             if index:
