@@ -27,7 +27,7 @@ from secure_infer.backends.base import Guarantee, Program, Values
 from secure_infer.errors import BundleError, Problem
 from secure_infer.graph import store
 from secure_infer.graph.graph import Graph, dequantize, quantize
-from secure_infer.graph.ops import Integers, TensorType
+from secure_infer.graph.types import Integers, TensorType
 from secure_infer.wire import frame
 
 SCHEMA = 1

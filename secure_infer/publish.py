@@ -16,8 +16,9 @@ from secure_infer.errors import BundleError, Problem
 from secure_infer.frontends import to_graph
 from secure_infer.graph import Graph, interpret
 from secure_infer.graph.analyse import calibrated_ranges, cost
-from secure_infer.graph.ops import Lookup, Max, Polynomial, QuantRelu, Sign, bits_of
+from secure_infer.graph.ops import Lookup, Max, Polynomial, QuantRelu, Sign
 from secure_infer.graph.store import fingerprint
+from secure_infer.graph.types import bits_of
 from secure_infer.nn.data import Dataset, load_dataset
 from secure_infer.nn.recipe import Recipe, read_recipe
 from secure_infer.nn.train import Accuracy, Trained, train

@@ -23,7 +23,7 @@ from secure_infer.graph import (
     TensorType,
 )
 from secure_infer.graph.analyse import calibrated_ranges
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 ACTIVATIONS = ("Sign", "QuantRelu", "Lookup", "Polynomial")
 EXACT_OPS = frozenset({"Linear", "Conv2d", "Add", "Sum", "Max", "Reshape", "Sign", "QuantRelu", "Lookup"})

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from secure_infer.errors import Problem, UnsupportedNetwork
 from secure_infer.graph.graph import Graph
-from secure_infer.graph.ops import Integers
 from secure_infer.graph.text import underline
+from secure_infer.graph.types import Integers
 
 Values = npt.NDArray[Any]
 

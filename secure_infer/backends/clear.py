@@ -12,7 +12,7 @@ from secure_infer.errors import BundleError, DecryptionError
 from secure_infer.graph import OPS, store
 from secure_infer.graph.graph import Graph
 from secure_infer.graph.interpret import interpret
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
 _GUARANTEE = Guarantee(

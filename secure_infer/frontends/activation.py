@@ -13,7 +13,7 @@ from secure_infer.frontends.context import Context, PolynomialLayer, SignLayer, 
 from secure_infer.frontends.polynomial import polynomial
 from secure_infer.frontends.quantize import Grid, RealFunction, Reals, activation_grid, thresholds
 from secure_infer.graph import Lookup, QuantRelu, Sign
-from secure_infer.graph.ops import Integers, TypeProblem
+from secure_infer.graph.types import Integers, TypeProblem
 
 _LARGE = 1e30
 _TABLE_BITS = 2

@@ -16,7 +16,7 @@ from secure_infer.frontends.activation import MONOTONE, joins_next
 from secure_infer.frontends.context import Context, normalization
 from secure_infer.frontends.quantize import Reals, activation_grid
 from secure_infer.frontends.trace import handler_name
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 _PASSED = ("Identity", "Dropout")
 _SHIFTS = np.arange(0, 24)

@@ -13,7 +13,7 @@ import numpy as np
 
 from secure_infer.frontends.quantize import Reals
 from secure_infer.graph import INPUT, Conv2d, Graph, Linear, Max, Node, Op, Polynomial, Reshape, Sum, TensorType
-from secure_infer.graph.ops import ACCUMULATOR_BITS, Integers, TypeProblem
+from secure_infer.graph.types import ACCUMULATOR_BITS, Integers, TypeProblem
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from secure_infer.errors import Problem, UsageError
 from secure_infer.frontends.builder import Builder, Value
 from secure_infer.frontends.quantize import Grid, Reals
-from secure_infer.graph.ops import Shape, TypeProblem
+from secure_infer.graph.types import Shape, TypeProblem
 
 PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from secure_infer.frontends.context import to_numpy
 from secure_infer.frontends.linear import Addition, Affine
 from secure_infer.frontends.pooling import Reshaping, SpatialMean
-from secure_infer.graph.ops import TypeProblem
+from secure_infer.graph.types import TypeProblem
 
 Make = Callable[..., nn.Module]
 

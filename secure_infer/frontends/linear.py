@@ -18,7 +18,7 @@ from secure_infer.frontends.context import Context, IntegerWeight, data_inputs, 
 from secure_infer.frontends.quantize import Reals, quantize_weight
 from secure_infer.graph import Add, Conv2d, Linear
 from secure_infer.graph.interpret import windows
-from secure_infer.graph.ops import Integers, Pair, TypeProblem
+from secure_infer.graph.types import Integers, Pair, TypeProblem
 
 _LOG = logging.getLogger(__name__)
 _WIDE = 36

@@ -11,7 +11,7 @@ from secure_infer.frontends.builder import Value
 from secure_infer.frontends.context import Context, data_inputs
 from secure_infer.frontends.quantize import Reals
 from secure_infer.graph import Polynomial
-from secure_infer.graph.ops import ACCUMULATOR_BITS, TypeProblem
+from secure_infer.graph.types import ACCUMULATOR_BITS, TypeProblem
 
 _BUDGET = 60
 _LEADING = 14

@@ -10,7 +10,7 @@ from torch import fx, nn
 from secure_infer.frontends.builder import Value
 from secure_infer.frontends.context import Context, handles
 from secure_infer.graph import Max, Reshape, Sum
-from secure_infer.graph.ops import Pair, Shape, TypeProblem
+from secure_infer.graph.types import Pair, Shape, TypeProblem
 
 _IDLE = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout", "QuantDropout")
 _RESHAPING = ("Flatten", "Unflatten", "Reshaping")

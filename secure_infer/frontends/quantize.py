@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 Reals: TypeAlias = npt.NDArray[np.float64]
 RealFunction: TypeAlias = Callable[[Reals], Reals]

@@ -19,7 +19,7 @@ from secure_infer.frontends.functions import as_layer, function_name
 from secure_infer.frontends.quantize import Grid, input_grid
 from secure_infer.frontends.trace import data_nodes, handler_name, prepare, record, trace
 from secure_infer.graph import INPUT, Graph, TensorType, interpret, interpret_real
-from secure_infer.graph.ops import TypeProblem
+from secure_infer.graph.types import TypeProblem
 
 _LOG = logging.getLogger(__name__)
 _UNKNOWN_FIX = "use a supported layer: see secure_infer.check and the table of layers in the README."

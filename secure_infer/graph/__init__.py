@@ -2,22 +2,9 @@
 
 from secure_infer.graph.graph import INPUT, Graph, Node, dequantize, quantize
 from secure_infer.graph.interpret import interpret, interpret_real
-from secure_infer.graph.ops import (
-    OPS,
-    Add,
-    Conv2d,
-    Linear,
-    Lookup,
-    Max,
-    Op,
-    Polynomial,
-    QuantRelu,
-    Reshape,
-    Sign,
-    Sum,
-    TensorType,
-)
+from secure_infer.graph.ops import OPS, Add, Conv2d, Linear, Lookup, Max, Op, Polynomial, QuantRelu, Reshape, Sign, Sum
 from secure_infer.graph.text import format_graph
+from secure_infer.graph.types import TensorType
 
 __all__ = [
     "INPUT",

@@ -8,7 +8,8 @@ import numpy as np
 
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.interpret import trace
-from secure_infer.graph.ops import Conv2d, Integers, Linear, Lookup, Max, Polynomial, QuantRelu, Sign
+from secure_infer.graph.ops import Conv2d, Linear, Lookup, Max, Polynomial, QuantRelu, Sign
+from secure_infer.graph.types import Integers
 
 Range = tuple[int, int]
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_infer.errors import InvalidInput, Problem, UnsupportedNetwork
-from secure_infer.graph.ops import ACCUMULATOR_BITS, Integers, Op, TensorType, TypeProblem
+from secure_infer.graph.ops import Op
+from secure_infer.graph.types import ACCUMULATOR_BITS, Integers, TensorType, TypeProblem
 
 INPUT = "input"
 """The name under which nodes refer to the graph's input."""

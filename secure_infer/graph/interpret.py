@@ -8,22 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_infer.graph.graph import INPUT, Graph
-from secure_infer.graph.ops import (
-    Add,
-    Conv2d,
-    Integers,
-    Linear,
-    Lookup,
-    Max,
-    Op,
-    Polynomial,
-    QuantRelu,
-    Reshape,
-    Sign,
-    Sum,
-    TensorType,
-    channelwise,
-)
+from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Op, Polynomial, QuantRelu, Reshape, Sign, Sum
+from secure_infer.graph.types import Integers, TensorType, channelwise
 
 Array = npt.NDArray[Any]
 _EXACT_FLOAT = 1 << 53

@@ -7,20 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from secure_infer.graph.graph import INPUT, Graph, Node
-from secure_infer.graph.ops import (
-    Conv2d,
-    Integers,
-    Linear,
-    Max,
-    Op,
-    Polynomial,
-    QuantRelu,
-    Reshape,
-    Scale,
-    Sign,
-    Sum,
-    TensorType,
-)
+from secure_infer.graph.ops import Conv2d, Linear, Max, Op, Polynomial, QuantRelu, Reshape, Sign, Sum
+from secure_infer.graph.types import Integers, Scale, TensorType
 
 
 def optimize(graph: Graph, *, pool_first: bool = False) -> Graph:

@@ -13,7 +13,8 @@ from safetensors.numpy import load, save
 
 from secure_infer.errors import BundleError, Problem
 from secure_infer.graph.graph import Graph, Node
-from secure_infer.graph.ops import OPS, Op, TensorType
+from secure_infer.graph.ops import OPS, Op
+from secure_infer.graph.types import TensorType
 
 SCHEMA = 1
 

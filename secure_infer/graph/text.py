@@ -8,20 +8,8 @@ import numpy as np
 
 from secure_infer.errors import Problem
 from secure_infer.graph.graph import INPUT, Graph, Node
-from secure_infer.graph.ops import (
-    Add,
-    Conv2d,
-    Integers,
-    Linear,
-    Lookup,
-    Max,
-    Op,
-    Polynomial,
-    QuantRelu,
-    Reshape,
-    Sign,
-    Sum,
-)
+from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Op, Polynomial, QuantRelu, Reshape, Sign, Sum
+from secure_infer.graph.types import Integers
 
 
 def format_graph(graph: Graph) -> str:

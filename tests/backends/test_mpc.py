@@ -53,7 +53,7 @@ from secure_infer.graph import (
     TensorType,
     interpret,
 )
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 from tests.strategies import EXACT_OPS, graphs, inputs_for
 

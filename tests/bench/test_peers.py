@@ -138,8 +138,8 @@ def test_concrete_ml_on_a_brevitas_network() -> None:
 
     torch.manual_seed(0)
     net = torch.nn.Sequential(
-        torch.nn.Flatten(),
         quant_identity(2, signed=False, return_quant_tensor=True),
+        torch.nn.Flatten(),
         quant_linear(36, 6, 2),
         quant_relu(2, return_quant_tensor=True),
         quant_linear(6, 4, 2),

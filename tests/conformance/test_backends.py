@@ -19,7 +19,7 @@ from secure_infer.client import Client, read_keys, write_keys
 from secure_infer.compiler import Compiled
 from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, SecureInferError, UsageError
 from secure_infer.graph import Graph, interpret, interpret_real
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from tests.networks import all_corners, small_graph
 from tests.strategies import EXACT_OPS, REAL_OPS, graphs, inputs_for
 

@@ -21,7 +21,7 @@ from secure_infer.graph import (
     interpret,
     passes,
 )
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from tests.strategies import graphs, inputs_for
 
 

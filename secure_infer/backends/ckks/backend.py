@@ -22,7 +22,7 @@ from secure_infer.backends.ckks.primitives import Stopwatch
 from secure_infer.backends.ckks.server import CkksServer
 from secure_infer.errors import BundleError, InvalidInput, Problem, UsageError
 from secure_infer.graph import INPUT, Graph
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
 DEVIATIONS = 8.0

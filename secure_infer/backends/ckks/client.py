@@ -13,7 +13,7 @@ from secure_infer.backends.ckks.lower import Reals
 from secure_infer.backends.ckks.parameters import HEADROOM_BITS
 from secure_infer.backends.ckks.seal import Handle, Ring, Unreadable, decode, dump
 from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, Problem
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
 SECRET, EVALUATION, INPUT_MESSAGE, OUTPUT_MESSAGE = "ckks-secret", "ckks-evaluation", "ckks-input", "ckks-output"

@@ -10,7 +10,7 @@ from secure_infer.backends.ckks.parameters import Parameters
 from secure_infer.backends.ckks.plan import Vector
 from secure_infer.backends.ckks.store import SCHEMA, parameters_from
 from secure_infer.errors import BundleError, Problem
-from secure_infer.graph.ops import Shape
+from secure_infer.graph.types import Shape
 from secure_infer.wire import frame
 
 KIND = "ckks-client"

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from secure_infer.graph import INPUT, Graph, Node, Polynomial
 from secure_infer.graph.interpret import apply
-from secure_infer.graph.ops import Conv2d, Linear, Op, channelwise
+from secure_infer.graph.ops import Conv2d, Linear, Op
+from secure_infer.graph.types import channelwise
 
 Reals = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

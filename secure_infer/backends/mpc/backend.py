@@ -15,8 +15,8 @@ from secure_infer.backends.mpc.plan import DEALER, FIRST_PARTY, Plan, plan
 from secure_infer.errors import BundleError, Problem, UnsupportedNetwork, UsageError, missing_extra
 from secure_infer.graph import OPS, Polynomial, interpret, store
 from secure_infer.graph.graph import Graph
-from secure_infer.graph.ops import ACCUMULATOR_BITS, Integers
 from secure_infer.graph.text import underline
+from secure_infer.graph.types import ACCUMULATOR_BITS, Integers
 from secure_infer.wire import frame
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from secure_infer.backends.mpc.messages import HEADER_BYTES
 from secure_infer.errors import Problem, ProtocolError
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 HOST = "127.0.0.1"
 _SMALL = 1 << 15  # what any socket buffer takes in at once

@@ -14,7 +14,7 @@ from secure_infer.backends.base import Keys
 from secure_infer.backends.mpc import messages
 from secure_infer.backends.mpc.messages import QUERY, REPLY, Share
 from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, Problem
-from secure_infer.graph.ops import Integers, Shape
+from secure_infer.graph.types import Integers, Shape
 from secure_infer.wire import frame
 
 KIND = "mpc-client"

@@ -14,7 +14,7 @@ from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor
 from secure_infer.backends.mpc.channel import Channel
 from secure_infer.backends.mpc.dealer import Dealer
 from secure_infer.backends.mpc.randomness import Stream
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 Request = dict[str, Any]
 _SCHEDULES_KEPT = 32

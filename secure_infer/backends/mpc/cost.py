@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from secure_infer.backends.mpc.messages import HANDSHAKE_BYTES, HEADER_BYTES
 from secure_infer.backends.mpc.plan import Plan, Step
-from secure_infer.graph.ops import Shape
+from secure_infer.graph.types import Shape
 
 
 @dataclass(frozen=True)

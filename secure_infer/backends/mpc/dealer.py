@@ -23,7 +23,7 @@ import numpy as np
 from secure_infer.backends.mpc.channel import Channel
 from secure_infer.backends.mpc.kernels import bilinear
 from secure_infer.backends.mpc.randomness import Stream
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 
 class Dealer:

@@ -12,23 +12,8 @@ from secure_infer.backends.mpc.plan import Plan, Step
 from secure_infer.backends.mpc.protocols import Protocols
 from secure_infer.graph.graph import INPUT, Graph
 from secure_infer.graph.interpret import apply, windows
-from secure_infer.graph.ops import (
-    Add,
-    Conv2d,
-    Integers,
-    Linear,
-    Lookup,
-    Op,
-    Pair,
-    Polynomial,
-    QuantRelu,
-    Reshape,
-    Shape,
-    Sign,
-    Sum,
-    TensorType,
-    channelwise,
-)
+from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Op, Polynomial, QuantRelu, Reshape, Sign, Sum
+from secure_infer.graph.types import Integers, Pair, Shape, TensorType, channelwise
 
 
 class Evaluator:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_infer.graph.interpret import windows
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 LINEAR, CONV, WEIGHTED = "linear", "conv", "weighted"
 _LIMB_BITS = 22

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from secure_infer.errors import BundleError, KeyMismatch, Problem
-from secure_infer.graph.ops import Integers, Shape
+from secure_infer.graph.types import Integers, Shape
 from secure_infer.wire import frame
 
 QUERY, REPLY = "mpc-share", "mpc-reply"

@@ -30,7 +30,7 @@ from secure_infer.backends.mpc.plan import FIRST_PARTY, Plan
 from secure_infer.backends.mpc.randomness import KEY_BYTES, Stream, fresh_key, install
 from secure_infer.errors import Problem, ProtocolError, SecureInferError
 from secure_infer.graph import store
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 from secure_infer.wire.frame import Frame
 

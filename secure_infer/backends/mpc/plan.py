@@ -10,21 +10,8 @@ from typing import Any
 
 from secure_infer.errors import BundleError, Problem
 from secure_infer.graph.graph import INPUT, Graph, Node
-from secure_infer.graph.ops import (
-    Add,
-    Conv2d,
-    Linear,
-    Lookup,
-    Max,
-    Polynomial,
-    QuantRelu,
-    Reshape,
-    Shape,
-    Sign,
-    Sum,
-    TensorType,
-    bits_of,
-)
+from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Polynomial, QuantRelu, Reshape, Sign, Sum
+from secure_infer.graph.types import Shape, TensorType, bits_of
 
 SCHEMA = 1
 DEALER, FIRST_PARTY = "dealer", "first-party"

@@ -22,7 +22,7 @@ from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor, b
 from secure_infer.backends.mpc.channel import Channel
 from secure_infer.backends.mpc.correlations import Correlations
 from secure_infer.backends.mpc.kernels import bilinear, matmul
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 _INTEGERS: dict[int, Any] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 WORD_BITS = 64

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 KEY_BYTES = 32
 _BLOCK = 16

@@ -15,7 +15,7 @@ from secure_infer.backends.tfhe.plan import Plan, plan
 from secure_infer.errors import InvalidInput, ParametersError, Problem
 from secure_infer.graph import OPS
 from secure_infer.graph.graph import Graph
-from secure_infer.graph.ops import Integers, bits_of
+from secure_infer.graph.types import Integers, bits_of
 
 if TYPE_CHECKING:
     from secure_infer.backends.tfhe.roles import TfheClient, TfheServer

@@ -13,7 +13,8 @@ from secure_infer.backends.tfhe.lookup import Bootstraps, Ladder, LookUp, Split
 from secure_infer.backends.tfhe.plan import Plan, Step
 from secure_infer.errors import ParametersError, Problem
 from secure_infer.graph.graph import INPUT
-from secure_infer.graph.ops import Add, Conv2d, Integers, Linear, Max, Pair, Reshape, Sum
+from secure_infer.graph.ops import Add, Conv2d, Linear, Max, Reshape, Sum
+from secure_infer.graph.types import Integers, Pair
 
 Tracer = Any
 _PIN = "secure_infer_range"

@@ -14,7 +14,7 @@ import numpy as np
 
 from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.ranges import Range
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 
 MAX_BITS = 16
 """Widest message of concrete-python."""

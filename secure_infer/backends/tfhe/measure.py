@@ -10,7 +10,7 @@ import numpy as np
 
 from secure_infer.backends.base import Program
 from secure_infer.backends.tfhe.lookup import LookUp, Split
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
 ELEMENTS = 16

@@ -18,22 +18,9 @@ from secure_infer.backends.tfhe.ranges import Range
 from secure_infer.errors import ParametersError, Problem
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.interpret import apply
-from secure_infer.graph.ops import (
-    Add,
-    Conv2d,
-    Integers,
-    Linear,
-    Lookup,
-    Max,
-    Op,
-    QuantRelu,
-    Reshape,
-    Sign,
-    Sum,
-    bits_of,
-    channelwise,
-)
+from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Op, QuantRelu, Reshape, Sign, Sum
 from secure_infer.graph.text import underline
+from secure_infer.graph.types import Integers, bits_of, channelwise
 
 
 @dataclass(frozen=True, eq=False)

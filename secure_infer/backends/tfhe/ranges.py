@@ -8,7 +8,8 @@ import numpy as np
 
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.interpret import apply, trace
-from secure_infer.graph.ops import Conv2d, Integers, Linear, Lookup, Polynomial, TensorType
+from secure_infer.graph.ops import Conv2d, Linear, Lookup, Polynomial
+from secure_infer.graph.types import Integers, TensorType
 
 SIGMAS = 5.0
 """Half-width of a calibrated range in standard deviations: 6e-7 of a normal distribution lies outside."""

@@ -15,7 +15,7 @@ from concrete.compiler import ServerProgram
 from secure_infer.backends.base import Keys, Values
 from secure_infer.backends.tfhe import keys as keyring
 from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, Problem
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
 CLIENT, SERVER, MESSAGE, REPLY = "tfhe-client", "tfhe-server", "tfhe-message", "tfhe-reply"

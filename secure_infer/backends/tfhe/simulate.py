@@ -7,7 +7,7 @@ from concrete.compiler import ClientProgram, ProgramInfo, Value
 
 from secure_infer.backends.base import Program
 from secure_infer.backends.tfhe.roles import CLIENT, Shapes, build
-from secure_infer.graph.ops import Integers
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
 
