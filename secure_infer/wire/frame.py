@@ -58,7 +58,7 @@ def unpack(data: bytes, kind: str) -> Frame:
     except (ValueError, KeyError, TypeError) as error:
         raise _error(kind, "its header is not readable") from error
     if found != kind:
-        raise _error(kind, f"it is a {found}")
+        raise _error(kind, f"it is of the kind {str(found)[:40]!r}")
     lengths = isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
     if not lengths or not isinstance(meta, dict):
         raise _error(kind, "its header is malformed")
