@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from secure_infer import backends, bundle, files
 from secure_infer.backends.base import Keys, Values
 from secure_infer.errors import BundleError, KeyMismatch, Problem, UsageError
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 from secure_infer.wire.transport import InProcess, Transport
 
@@ -61,7 +63,7 @@ class Stopwatch:
 
 
 class Client:
-    """Encrypted prediction with one model.
+    """Encrypted prediction with one model. Threads may share it: their requests wait for one another.
 
     Args:
         transport: The way to the servers.
@@ -76,6 +78,7 @@ class Client:
         self._cache = Path(key_cache) if key_cache is not None else None
         self._keys: Keys | None = None
         self._key_name = ""
+        self._lock = threading.RLock()
         self.stopwatch = Stopwatch()
 
     @classmethod
@@ -116,7 +119,10 @@ class Client:
             DecryptionError: The reply does not decrypt.
             ProtocolError: A server failed.
         """
-        units = self.interface.quantize(x)
+        with self._lock:
+            return self._infer(self.interface.quantize(x))
+
+    def _infer(self, units: Integers) -> Prediction:
         keys, watch = self.keys(), Stopwatch()
         with watch.phase("encrypt"):
             messages = self._role.encrypt(units, keys)
@@ -130,23 +136,27 @@ class Client:
 
     def keys(self) -> Keys:
         """This client's keys: made (or read from the cache) and uploaded on first use."""
-        if self._keys is None:
-            paths = self._cached_paths()
-            if paths and all(path.exists() for path in paths):
-                self._keys = read_keys(*paths, self._half)
-            else:
-                with self.stopwatch.phase("keygen"):
-                    self._keys = self._role.keygen()
-                if paths:
-                    write_keys(self._keys, *paths, self._half)
-            self._key_name = self._transport.upload(self._keys.evaluation)
-        return self._keys
+        with self._lock:
+            if self._keys is None:
+                keys = self._fresh() if self._cache is None else self._cached(self._cache / key_set(self._half)[:32])
+                self._key_name = self._transport.upload(keys.evaluation)
+                self._keys = keys
+            return self._keys
 
-    def _cached_paths(self) -> tuple[Path, Path] | None:
-        if self._cache is None:
-            return None
-        folder = self._cache / key_set(self._half)[:32]
-        return folder / SECRET, folder / EVALUATION
+    def _fresh(self) -> Keys:
+        with self.stopwatch.phase("keygen"):
+            return self._role.keygen()
+
+    def _cached(self, folder: Path) -> Keys:
+        """The keys in a folder; made there if it does not hold both. Both files there are always of one pair."""
+        paths = folder / SECRET, folder / EVALUATION
+        if not all(path.exists() for path in paths):
+            with files.locked(folder):
+                if not all(path.exists() for path in paths):
+                    keys = self._fresh()
+                    write_keys(keys, *paths, self._half)
+                    return keys
+        return read_keys(*paths, self._half)
 
 
 def key_set(half: bytes) -> str:

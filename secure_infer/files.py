@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from secure_infer.errors import Problem, UsageError
@@ -35,9 +38,11 @@ def write(path: str | Path, data: bytes, mode: int | None = None) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, mode if mode is not None else 0o666 & ~_umask())
         os.replace(temporary, target)
-    except OSError as error:
+    except BaseException as error:  # an interrupt, too, must leave nothing behind
         Path(temporary).unlink(missing_ok=True)
-        raise _unusable(target, error) from error
+        if isinstance(error, OSError):
+            raise _unusable(target, error) from error
+        raise
     return target
 
 
@@ -53,8 +58,29 @@ def read(path: str | Path) -> bytes:
         raise _unusable(Path(path), error) from error
 
 
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold a folder against other processes that do the same; it is made, for its owner alone, if it is absent.
+
+    Raises:
+        UsageError: The folder can't be written to.
+    """
+    lock = Path(folder) / ".lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, PRIVATE)
+    except OSError as error:
+        raise _unusable(lock, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _umask() -> int:
-    mask = os.umask(0)
+    # It can only be read by setting it; what other threads make meanwhile is then too private rather than too open.
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from secure_infer.errors import KeyMismatch, Problem
+from secure_infer.errors import KeyMismatch, Problem, ProtocolError
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,17 @@ class Party(Protocol):
 
 
 class InProcess:
-    """All server parties on this machine, each run in a thread of its own so that parties can talk to one another."""
+    """All server parties on this machine, each run in a thread of its own so that parties can talk to one another.
+
+    Requests of several threads wait for one another: else a party of one could hold the thread for which a party of
+    another waits.
+    """
 
     def __init__(self, client_half: bytes, parties: Sequence[Party]) -> None:
         self._client_half = client_half
         self._parties = tuple(parties)
         self._keys: dict[str, bytes] = {}
+        self._turn, self._closed = threading.Lock(), False
         self._threads = ThreadPoolExecutor(len(self._parties), thread_name_prefix="party")
 
     def client_half(self) -> bytes:
@@ -85,13 +91,21 @@ class InProcess:
 
         Raises:
             KeyMismatch: Keys that were never uploaded.
+            ProtocolError: The transport is closed.
         """
+        if self._closed:
+            raise ProtocolError(
+                "The servers are closed.", [Problem("servers", "close() was called.", "make a new client.")]
+            )
         if key_name not in self._keys:
             raise KeyMismatch(
                 "The server does not hold these evaluation keys.",
                 [Problem("evaluation keys", f"No keys named {key_name[:12]} were uploaded.", "upload them first.")],
             )
-        evaluation = self._keys[key_name]
+        with self._turn:
+            return self._run(messages, self._keys[key_name])
+
+    def _run(self, messages: Sequence[bytes], evaluation: bytes) -> Answer:
         wall, cpu = time.perf_counter(), self._cpu_seconds()
         running = [
             self._threads.submit(party.run, message, evaluation)
@@ -102,7 +116,8 @@ class InProcess:
         return Answer(replies, wall_s, cpu_s, self._statistics())
 
     def close(self) -> None:
-        """Close every party."""
+        """Close every party; once more does nothing."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for party in self._parties:
             party.close()
