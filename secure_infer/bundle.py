@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import platform
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +33,8 @@ from secure_infer.graph.types import Integers, TensorType
 from secure_infer.wire import frame
 
 SCHEMA = 1
-_MAX_BYTES = 4 << 30
+_MAX_PARTS = 64
+_MOST = 1 << 62
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -81,7 +84,11 @@ class Interface:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Interface:
-        """The interface that `as_dict` wrote."""
+        """The interface that `as_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: It is malformed.
+        """
         return cls(
             data["protocol"],
             data["fingerprint"],
@@ -89,7 +96,19 @@ class Interface:
             _type_from(data["output"]),
             np.asarray(data["offset"], dtype=np.float64),
             Guarantee.from_dict(data["guarantee"]),
-        )
+        )._checked()
+
+    def _checked(self) -> Interface:
+        """This; ValueError if it can't be used, which whoever wrote it need not have cared about."""
+        sound = {
+            "protocol": isinstance(self.protocol, str) and isinstance(self.fingerprint, str),
+            "input": all(scale > 0 for scale in self.input.scale),
+            "offset": self.offset.shape in ((1,), self.output.shape[:1]) and bool(np.isfinite(self.offset).all()),
+        }
+        wrong = [name for name, good in sound.items() if not good]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} out of range")
+        return self
 
 
 def _type_dict(kind: TensorType) -> dict[str, Any]:
@@ -97,7 +116,15 @@ def _type_dict(kind: TensorType) -> dict[str, Any]:
 
 
 def _type_from(data: Mapping[str, Any]) -> TensorType:
-    return TensorType(tuple(data["shape"]), data["low"], data["high"], tuple(data["scale"]))
+    shape, low, high = tuple(data["shape"]), data["low"], data["high"]
+    scale = tuple(float(number) for number in data["scale"])
+    if not shape or not all(type(size) is int and size > 0 for size in shape) or math.prod(shape) > _MOST:
+        raise ValueError("a shape is malformed")
+    if not (type(low) is int and type(high) is int and -_MOST <= low <= high <= _MOST):
+        raise ValueError("a range is malformed")
+    if len(scale) not in (1, shape[0]) or not all(map(math.isfinite, scale)):
+        raise ValueError("a scale is malformed")
+    return TensorType(shape, low, high, scale)
 
 
 def pack_client_half(interface: Interface, half: bytes) -> bytes:
@@ -116,7 +143,7 @@ def unpack_client_half(data: bytes) -> tuple[Interface, bytes]:
     try:
         (half,) = received.parts
         return Interface.from_dict(received.meta), half
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(f"its client half is malformed ({error})") from error
 
 
@@ -156,12 +183,16 @@ def load(path: str | Path) -> tuple[Graph, Interface, Program]:
             wrong = sorted(set(found.items()) ^ set(manifest["parts"].items()))
             raise _damaged(f"the SHA-256 of {', '.join(sorted({name for name, _ in wrong}))} does not match")
         interface = Interface.from_dict(manifest["interface"])
-        servers = tuple(parts[f"server-{party}.half"] for party in range(len(parts) - 3))
-        program = Program(
-            servers, parts["client.half"], interface.guarantee, manifest["parameters"], manifest["counts"]
-        )
-        return store.from_bytes(parts["graph.json"], parts["weights.safetensors"]), interface, program
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        servers = tuple(parts[f"server-{party}.half"] for party in range(max(1, len(parts) - 3)))
+        parameters, counts = manifest["parameters"], manifest["counts"]
+        if not isinstance(parameters, dict) or not isinstance(counts, dict):
+            raise ValueError("parameters or counts are no tables")
+        program = Program(servers, parts["client.half"], interface.guarantee, parameters, counts)
+        graph = store.from_bytes(parts["graph.json"], parts["weights.safetensors"])
+        if (graph.input, graph.output_type) != (interface.input, interface.output):
+            raise _damaged("its interface is not that of its network")
+        return graph, interface, program
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(f"its manifest is malformed ({error})") from error
 
 
@@ -171,10 +202,12 @@ def _read_parts(data: bytes) -> dict[str, bytes]:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise _damaged("a part is compressed")
-            if sum(entry.file_size for entry in entries) > _MAX_BYTES:
-                raise _damaged("its parts are too large")
+            if len(entries) > _MAX_PARTS or len({entry.filename for entry in entries}) < len(entries):
+                raise _damaged("it holds too many parts, or two of one name")
+            if sum(entry.file_size for entry in entries) > len(data):
+                raise _damaged("its parts are larger than the file")
             return {entry.filename: archive.read(entry) for entry in entries}
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise _damaged(f"it is not a whole bundle file ({error})") from error
 
 

@@ -48,8 +48,19 @@ class Guarantee:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Guarantee:
-        """The guarantee that `as_dict` wrote."""
-        return cls(**{**data, "leaks": tuple(data["leaks"]), "trust": tuple(data["trust"])})
+        """The guarantee that `as_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is malformed.
+        """
+        found = cls(**{**data, "leaks": tuple(data["leaks"]), "trust": tuple(data["trust"])})
+        texts = (found.scheme, found.adversary, *found.leaks, *found.trust)
+        numbers = (found.security_bits, found.failure_probability, found.error_bound)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("the guarantee holds something else than text")
+        if not all(number is None or (type(number) in (int, float) and 0 <= number < 1e300) for number in numbers):
+            raise ValueError("the guarantee holds numbers that make no sense")
+        return found
 
     def __str__(self) -> str:
         correct = "exact" if self.failure_probability is not None else "not exact, and with no bound on its errors"
@@ -99,7 +110,9 @@ class Keys:
         return f"Keys(secret=hidden, evaluation={len(self.evaluation)} bytes)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("Keys refuse to be pickled; use Client.save_keys, which writes them with mode 0600.")
+        raise TypeError(
+            "Keys refuse to be pickled; secure_infer.client.write_keys keeps the secret in a file of mode 0600."
+        )
 
 
 class ClientRole(Protocol):

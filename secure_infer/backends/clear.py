@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from secure_infer.graph.interpret import interpret
 from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
+_MAX_AXES = 8
 _GUARANTEE = Guarantee(
     scheme="none (clear evaluation)",
     security_bits=None,
@@ -39,9 +41,10 @@ class ClearClient:
     def decrypt(self, replies: Sequence[bytes], keys: Keys) -> Values:
         """The integers of the reply."""
         try:
-            return unpack_integers(replies[0])
-        except BundleError as error:
-            raise DecryptionError("The reply can't be read.", error.problems) from error
+            (reply,) = replies
+            return unpack_integers(reply)
+        except (BundleError, ValueError) as error:
+            raise DecryptionError("The reply can't be read.", getattr(error, "problems", ())) from error
 
 
 class ClearServer:
@@ -78,7 +81,12 @@ class ClearBackend:
 
     def servers(self, halves: Sequence[bytes]) -> Sequence[ClearServer]:
         """The one server."""
-        return [ClearServer(store.from_bytes(*frame.unpack(halves[0], "clear-server").parts))]
+        try:
+            (half,) = halves
+            head, weights = frame.unpack(half, "clear-server").parts
+        except ValueError as error:
+            raise BundleError("The server half does not hold one graph.") from error
+        return [ClearServer(store.from_bytes(head, weights))]
 
     def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Values:
         """The interpreter's result."""
@@ -101,7 +109,6 @@ def unpack_integers(data: bytes) -> Integers:
     shape = received.meta.get("shape")
     if not isinstance(shape, list) or not all(isinstance(s, int) and s >= 0 for s in shape) or len(received.parts) != 1:
         raise BundleError("The message holds no integer array.")
-    array = np.frombuffer(received.parts[0], dtype="<i8")
-    if array.size != int(np.prod(shape)):
+    if len(received.parts[0]) != 8 * math.prod(shape) or len(shape) > _MAX_AXES:
         raise BundleError("The message's array has another size than its shape.")
-    return array.reshape(shape).astype(np.int64)
+    return np.frombuffer(received.parts[0], dtype="<i8").reshape(shape).astype(np.int64)

@@ -252,7 +252,11 @@ class Polynomial:
     def infer(self, x: TensorType) -> TensorType:
         """Type of the output for an input of type `x`; the range is that of interval arithmetic on the monomials."""
         _require_rows(self.coefficients, x.shape, "coefficients")
-        _require(self.shift >= 0, f"Expected a shift of zero or more, got {self.shift}.", "scale the coefficients.")
+        _require(
+            0 <= self.shift < 1024,
+            f"Expected a shift of zero or more, below 1024, got {self.shift}.",
+            "scale the coefficients.",
+        )
         powers = [_power_range(x.low, x.high, degree) for degree in range(self.degree + 1)]
         low, high = 0, 0
         bounds = []

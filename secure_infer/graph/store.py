@@ -68,7 +68,7 @@ def from_bytes(head: bytes, weights: bytes) -> Graph:
         kind = data["input"]
         input_type = TensorType(tuple(kind["shape"]), kind["low"], kind["high"], tuple(kind["scale"]))
         return Graph(input_type, nodes, data["output"], arrays["offset"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _unreadable(error) from error
     except Exception as error:
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":

@@ -55,7 +55,7 @@ def unpack(data: bytes, kind: str) -> Frame:
     try:
         header = json.loads(data[_HEAD : _HEAD + length])
         found, sizes, meta = header["kind"], header["parts"], header["meta"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _error(kind, "its header is not readable") from error
     if found != kind:
         raise _error(kind, f"it is of the kind {str(found)[:40]!r}")

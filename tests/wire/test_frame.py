@@ -70,3 +70,10 @@ def test_noise_is_refused(noise: bytes) -> None:
 def test_forged_headers_are_refused(bad: bytes) -> None:
     with pytest.raises(BundleError):
         frame.unpack(bad, "thing")
+
+
+def test_a_header_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(BundleError, match="header is not readable"):
+        frame.unpack(
+            _forged(b'{"kind":"thing","parts":[],"meta":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"), "thing"
+        )

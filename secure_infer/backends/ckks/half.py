@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from secure_infer.backends.ckks.packing import Layout, packed
-from secure_infer.backends.ckks.parameters import Parameters
+from secure_infer.backends.ckks.parameters import Parameters, verify
 from secure_infer.backends.ckks.plan import Vector
 from secure_infer.backends.ckks.store import SCHEMA, parameters_from
 from secure_infer.errors import BundleError, Problem
@@ -14,6 +14,7 @@ from secure_infer.graph.types import Shape
 from secure_infer.wire import frame
 
 KIND = "ckks-client"
+_MOST_BLOCKS = 1 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ class ClientHalf:
             half = cls(**{**meta, "parameters": parameters_from(meta["parameters"])})
             half._check()
             return half
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(
                 "The client half can't be read.",
                 [Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")],
@@ -91,7 +92,12 @@ class ClientHalf:
 
     def _check(self) -> None:
         """Raise ValueError for numbers that can't be used: the half comes from a server that need not be trusted."""
+        verify(self.parameters)
         slots, depth = self.parameters.slots, self.parameters.depth
+        vectors = [number for v in (self.input, self.output) for number in (v.level, v.blocks, v.period)]
+        whole = (*self.shape, *self.output_shape, *self.positions, *self.rotations, *vectors)
+        if not all(type(number) is int for number in whole) or math.prod(self.shape) > _MOST_BLOCKS * slots:
+            raise ValueError("shapes, positions, rotations or vectors out of range")
         sent, inputs = self.input, self.input_layout
         sound = {
             "rotations": len(set(self.rotations)) == len(self.rotations) and all(0 < k < slots for k in self.rotations),

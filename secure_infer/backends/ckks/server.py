@@ -56,7 +56,7 @@ class CkksServer:
         start = time.perf_counter()
         try:
             self._program: Program[Handle, Handle] = Program(self._engine, plan)
-        except (ValueError, RuntimeError, LookupError, TypeError) as error:
+        except (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError) as error:
             raise BundleError(
                 "The CKKS program can't be encoded.",
                 [Problem(KIND, f"{type(error).__name__}: {error}.", "compile the model again.")],

@@ -18,6 +18,7 @@ from secure_infer.backends.ckks.plan import Plan, Step, Vector, make_step
 from secure_infer.errors import BundleError, Problem
 
 SCHEMA = 1
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, SafetensorError)
 
 
 def plan_to_bytes(plan: Plan) -> tuple[bytes, bytes]:
@@ -68,7 +69,7 @@ def plan_from_bytes(head: bytes, weights: bytes) -> Plan:
         parameters = parameters_from(data["parameters"])
         steps = tuple(_step(i, step, arrays, parameters) for i, step in enumerate(data["steps"]))
         plan = Plan(parameters, Vector(**data["input"]), steps)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, SafetensorError) as error:
+    except _MALFORMED as error:
         raise BundleError(
             "The CKKS program can't be read.",
             [Problem("ckks-server", f"{type(error).__name__}: {error}.", "compile the model again.")],
@@ -82,12 +83,16 @@ def plan_from_bytes(head: bytes, weights: bytes) -> Plan:
 
 
 def parameters_from(data: Mapping[str, Any]) -> Parameters:
-    """Parameters from their JSON form."""
-    numbers = {name: int(value) for name, value in data.items() if name != "primes"}
-    return Parameters(**numbers, primes=tuple(int(prime) for prime in data["primes"]))
+    """Parameters from their JSON form; ValueError if they are no positive integers."""
+    numbers = {name: value for name, value in data.items() if name != "primes"}
+    if not all(type(number) is int and 0 < number < 1 << 62 for number in (*numbers.values(), *data["primes"])):
+        raise ValueError("parameters out of range")
+    return Parameters(**numbers, primes=tuple(data["primes"]))
 
 
 def _step(i: int, data: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], parameters: Parameters) -> Step:
+    if not all(type(period) is int and 0 < period <= parameters.slots for _, period in data["sources"]):
+        raise ValueError("periods out of range")
     terms = tuple(
         Term(
             source,

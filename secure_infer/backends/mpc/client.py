@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ class ClientHalf:
         try:
             shapes = [tuple(int(size) for size in meta[key]) for key in ("input_shape", "output_shape")]
             return cls(str(meta["model"]), shapes[0], int(meta["low"]), int(meta["high"]), shapes[1])
-        except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(
                 "The client half is malformed.",
                 [Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")],

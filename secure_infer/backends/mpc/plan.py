@@ -110,7 +110,7 @@ class Plan:
                 raise _refused("Its provider or timeout is not one of ours.")
             if plan.output not in plan.shapes or len(plan.model) != 32:
                 raise _refused("Its output or its name is malformed.")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise _refused(f"{type(error).__name__}: {error}.") from error
         return plan
 

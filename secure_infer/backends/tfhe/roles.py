@@ -81,7 +81,7 @@ class TfheClient:
             (self._specs,) = received.parts
             self._shapes = Shapes(received.meta)
             self._circuit = keyring.circuit_id(self._specs)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BundleError(
                 "The client half can't be read.",
                 [Problem("client half", f"{type(error).__name__}: {error}.", "fetch the model again.")],
