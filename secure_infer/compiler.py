@@ -17,7 +17,7 @@ from secure_infer.client import Client
 from secure_infer.errors import Problem, UsageError
 from secure_infer.graph import passes
 from secure_infer.graph.analyse import cost
-from secure_infer.graph.graph import Graph
+from secure_infer.graph.graph import Graph, as_array
 from secure_infer.graph.interpret import interpret, interpret_real
 from secure_infer.graph.text import format_graph
 from secure_infer.wire.transport import InProcess
@@ -148,7 +148,8 @@ def compile(
             f"{protocol} has no option {', '.join(unknown)}.",
             [Problem(name, "Unknown option.", f"use one of these - {known}.") for name in unknown],
         )
-    graph = _trace(net, np.asarray(calibration), protocol, n_bits)
+    calibration = as_array(calibration, "calibration")
+    graph = _trace(net, calibration, protocol, n_bits)
     graph = passes.optimize(graph, pool_first=protocol == "mpc")
     require_supported(backend, graph)
     program = backend.compile(graph, graph.quantize(calibration), options)

@@ -15,6 +15,9 @@ from secure_infer.frontends.quantize import Reals
 from secure_infer.graph import INPUT, Conv2d, Graph, Linear, Max, Node, Op, Polynomial, Reshape, Sum, TensorType
 from secure_infer.graph.types import ACCUMULATOR_BITS, Integers, TypeProblem
 
+_DEAD = 1e-6
+_STEPS = 255
+
 
 @dataclass(frozen=True, eq=False)
 class Value:
@@ -104,6 +107,19 @@ class Builder:
         self._replace(chain[-1], product)
         self._follow(chain)
         return self.settle(Value(value.name, np.array([scale]), value.offset), label)
+
+    def without_dead(self, value: Value, label: str) -> Value:
+        """The value with zeros for channels of (nearly) no gain, whose scale may then be that of the others."""
+        size = np.abs(value.scale)
+        kind, shift = self.types[value.name], float(np.abs(value.offset).max())
+        reach = size * max(abs(kind.low), abs(kind.high))
+        dead = reach <= _DEAD * max(float(reach.max()), shift)
+        if not dead.any():
+            return value
+        usual = shift / _STEPS if dead.all() else float(np.median(size[~dead]))
+        value = self._identity(value, label)
+        self._multiply(value.name, np.where(dead, 0, 1))
+        return Value(value.name, np.where(dead, usual or 1.0, value.scale), value.offset)
 
     def add_integers(self, value: Value, amount: Integers, label: str) -> Value:
         """The value plus an integer for each channel, so that `amount * scale` leaves its offset."""

@@ -71,14 +71,14 @@ class Precision:
                 [Problem("protocol", f"Expected one of {', '.join(PROTOCOLS)}.", "check the spelling.")],
             )
         names = tuple(cls.__dataclass_fields__)
-        given = dict.fromkeys(names, n_bits) if isinstance(n_bits, int) else dict(n_bits or {})
+        given = dict(n_bits or {}) if n_bits is None or isinstance(n_bits, Mapping) else dict.fromkeys(names, n_bits)
         problems = [
             Problem("n_bits", f"There is no {name!r}.", f"use {', '.join(names)}.")
             for name in given
             if name not in names
         ]
         problems += [
-            Problem("n_bits", f"Expected {name}={bits} in [1, 16].", "use a number of bits in this range.")
+            Problem("n_bits", f"Expected {name}={bits!r} in [1, 16].", "use a number of bits in this range.")
             for name, bits in given.items()
             if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16
         ]

@@ -135,6 +135,8 @@ FUNCTIONS: Mapping[str, Make] = {
     "tanh": nn.Tanh,
     "hardsigmoid": nn.Hardsigmoid,
     "softsign": nn.Softsign,
+    "logsigmoid": nn.LogSigmoid,
+    "log_sigmoid": nn.LogSigmoid,
     "silu": nn.SiLU,
     "gelu": lambda approximate="none": nn.GELU(approximate),
     "mish": nn.Mish,
@@ -230,7 +232,7 @@ def _arithmetic(
         if name == "mul" and operands[0] is operands[1]:
             return Squaring()
         raise TypeProblem("It multiplies or divides two values.", "only x * x is possible.")
-    constant = _constant(operands[tensors.index(False)])
+    constant = _constant(operands[tensors.index(False)], to_numpy(data[node]).ndim)
     one, zero = np.ones(1), np.zeros(1)
     if name == "add":
         return Affine(one, constant)
@@ -243,14 +245,14 @@ def _arithmetic(
     return Affine(1 / constant, zero)
 
 
-def _constant(value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _constant(value: Any, axes: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     if isinstance(value, int | float):
         return np.array([float(value)])
     if isinstance(value, Tensor) and value.dim() <= 1 and value.numel() == 1:
         return to_numpy(value).reshape(-1)
     if isinstance(value, Tensor) and sum(size > 1 for size in value.shape) <= 1:
-        # Only (1, channels, 1, 1) and (channels, 1, 1) mean one constant a channel.
-        channel_axis = {4: 1, 3: 0}.get(value.dim())
+        # One constant a channel: (1, channels, 1, 1) and (channels, 1, 1); of vectors (1, features) and (features,).
+        channel_axis = {axes: 1, axes - 1: 0}.get(value.dim())
         if channel_axis is not None and value.shape[channel_axis] == value.numel():
             return to_numpy(value).reshape(-1)
     raise TypeProblem("Its constant is neither a scalar nor one number a channel.", "use a BatchNorm2d instead.")

@@ -36,6 +36,17 @@ class _Weights:
 
 
 def _weights(layer: Any) -> _Weights:
+    with np.errstate(invalid="ignore"):
+        weights = _read_weights(layer)
+    if not np.isfinite(weights.real).all():
+        raise TypeProblem(
+            "Some of its weights are NaN or infinite.",
+            "train it again; a Brevitas weight quantizer needs 2 bits, for 1 bit use BinaryLinear or BinaryConv2d.",
+        )
+    return weights
+
+
+def _read_weights(layer: Any) -> _Weights:
     if isinstance(layer, IntegerWeight):
         integers, scale = (to_numpy(part) for part in layer.integer_weight())
     elif getattr(layer, "is_weight_quant_enabled", False):
@@ -149,7 +160,8 @@ def _bias(layer: Any, scale: Reals, outputs: int) -> Reals:
 
 def _without_offset(ctx: Context, x: Value, label: str, exact: bool) -> Value:
     """Move the offset into the integers, since zero padding means a real zero; half a unit may remain."""
-    amount = np.rint(x.offset / np.where(x.scale == 0, 1, x.scale)).astype(np.int64)
+    x = ctx.builder.without_dead(x, label)
+    amount = np.rint(x.offset / x.scale).astype(np.int64)
     rest = x.offset - amount * x.scale
     if exact and not np.allclose(rest, 0, atol=_EXACT * float(np.abs(x.scale).max())):
         raise TypeProblem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from secure_infer.frontends.context import Context, handles
 from secure_infer.graph import Max, Reshape, Sum
 from secure_infer.graph.types import Pair, Shape, TypeProblem
 
+_LOG = logging.getLogger(__name__)
 _IDLE = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout", "QuantDropout")
 _RESHAPING = ("Flatten", "Unflatten", "Reshaping")
 MOVERS = (*_IDLE, *_RESHAPING)
@@ -72,7 +74,8 @@ def _sum(ctx: Context, node: fx.Node, kernel: Pair, stride: Pair, padding: Pair,
     x = ctx.value(node)
     window = kernel[0] * kernel[1]
     if any(padding) and x.offset.any():
-        amount = np.rint(x.offset / np.where(x.scale == 0, 1, x.scale)).astype(np.int64)
+        x = ctx.builder.without_dead(x, node.name)
+        amount = np.rint(x.offset / x.scale).astype(np.int64)
         x = ctx.builder.add_integers(x, amount, node.name)
     name = ctx.builder.add(node.name, Sum(kernel, stride, padding, divisor), x.name)
     return Value(name, x.scale / divisor, x.offset * (window / divisor))
@@ -122,6 +125,7 @@ def _softmax(ctx: Context, node: fx.Node, layer: Any) -> Value:
             "A softmax is possible at the very end only, over the classes.",
             "remove it, or apply it to the decrypted result.",
         )
+    _LOG.warning("%s is left off: the results are what it reads, so apply it after decryption.", node.name)
     return ctx.value(node)
 
 

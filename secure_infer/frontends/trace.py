@@ -105,12 +105,23 @@ def trace(net: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
     try:
         root = nn.Sequential(net) if tracer.is_leaf_module(net, "") else net
-        return fx.GraphModule(root, tracer.trace(root))  # type: ignore[no-any-return]
+        module: fx.GraphModule = fx.GraphModule(root, tracer.trace(root))
     except Exception as error:
         raise UnsupportedNetwork(
             "The network can't be traced.",
             [Problem(type(net).__name__, f"{type(error).__name__}: {_first_line(error)}", _TRACE_FIX)],
         ) from error
+    inputs = [node.name for node in module.graph.nodes if node.op == "placeholder" and node.users]
+    if len(inputs) > 1:
+        raise UnsupportedNetwork(
+            "The network reads more than one tensor.",
+            [
+                Problem(
+                    "input", f"It reads {', '.join(inputs)}.", "wrap it in a module whose forward() takes one input."
+                )
+            ],
+        )
+    return module
 
 
 def record(module: fx.GraphModule, x: npt.NDArray[np.float64]) -> dict[fx.Node, Any]:
@@ -141,17 +152,22 @@ def record(module: fx.GraphModule, x: npt.NDArray[np.float64]) -> dict[fx.Node, 
 
 
 def data_nodes(module: fx.GraphModule, results: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
-    """The nodes that depend on the input and are tensors, with what they computed."""
+    """The nodes that depend on the input and are tensors, or several tensors, with what they computed."""
     found: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         depends = node.op == "placeholder" or any(source in found for source in node.all_input_nodes)
-        if depends and node.op != "output" and _is_tensor(results.get(node)):
+        if depends and node.op != "output" and _holds_tensor(results.get(node)):
             found[node] = results[node]
     return found
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Whether a result is one tensor, of torch or Brevitas."""
     return isinstance(value, Tensor) or isinstance(getattr(value, "value", None), Tensor)
+
+
+def _holds_tensor(value: Any) -> bool:
+    return is_tensor(value) or (isinstance(value, tuple | list) and any(map(_holds_tensor, value)))
 
 
 def _first_line(error: Exception) -> str:

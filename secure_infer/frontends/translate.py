@@ -17,8 +17,9 @@ from secure_infer.frontends.builder import Builder, Value
 from secure_infer.frontends.context import HANDLERS, Context, Precision, data_inputs, to_numpy
 from secure_infer.frontends.functions import as_layer, function_name
 from secure_infer.frontends.quantize import Grid, input_grid
-from secure_infer.frontends.trace import data_nodes, handler_name, prepare, record, trace
+from secure_infer.frontends.trace import data_nodes, handler_name, is_tensor, prepare, record, trace
 from secure_infer.graph import INPUT, Graph, TensorType, interpret, interpret_real
+from secure_infer.graph.graph import as_array
 from secure_infer.graph.types import TypeProblem
 
 _LOG = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def to_graph(
             `activations`.
 
     Returns:
-        The graph; its output times its scale plus its offset approximates the network's output.
+        The graph; its output times its scale plus its offset approximates the network's output. A softmax at the very
+        end is left to the client: the output is then what the softmax would read.
 
     Raises:
         UsageError: An unknown protocol, or bits out of range.
@@ -50,7 +52,7 @@ def to_graph(
         UnsupportedNetwork: Layers that can't be translated: all of them, each with its fix.
     """
     precision = Precision.of(protocol, n_bits)
-    copied, x = prepare(net, np.asarray(calibration))
+    copied, x = prepare(net, as_array(calibration, "calibration"))
     module = trace(copied)
     results = record(module, x)
     data = data_nodes(module, results)
@@ -68,7 +70,9 @@ def _layers(
     problems = []
     constants = {node: value for node, value in results.items() if node not in data}
     for node in data:
-        if node.op == "placeholder":
+        part = function_name(node) == "getitem" and not all(is_tensor(data[n]) for n in data_inputs(node, data))
+        if node.op == "placeholder" or part:
+            # A part of several tensors needs no blame: the layer that returns several has it.
             continue
         try:
             is_module = node.op == "call_module"

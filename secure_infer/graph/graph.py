@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,9 +106,26 @@ class Graph:
         return dequantize(self.output_type, self.offset, y)
 
 
+def as_array(x: Any, where: str = "input") -> npt.NDArray[Any]:
+    """An array, a tensor of any device and kind, or nested lists, as an array.
+
+    Raises:
+        InvalidInput: Something that is no array, such as lists of different lengths.
+    """
+    try:
+        plain = x.detach().cpu() if hasattr(x, "detach") else x
+        # numpy has no bfloat16.
+        return np.asarray(plain.float() if str(getattr(plain, "dtype", "")) == "torch.bfloat16" else plain)
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = (str(error).splitlines() or [""])[0]
+        raise InvalidInput(
+            f"The {where} is no array.", [Problem(where, what, "pass an array or a tensor of numbers.")]
+        ) from error
+
+
 def quantize(kind: TensorType, x: npt.ArrayLike) -> Integers:
     """`Graph.quantize` for somebody who holds only the input's type, as a client does."""
-    values = np.asarray(x)
+    values = as_array(x)
     if values.dtype.kind not in "buif":
         raise InvalidInput(
             "The input is not numeric.",

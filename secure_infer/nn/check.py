@@ -17,21 +17,19 @@ Rule = Callable[[Any, str], Iterator[Finding]]
 
 _RULES: dict[str, Rule] = {}
 _FIX = "secure_infer.fix(net, 'ckks'), then train or fine-tune."
-_SHAPES = (
-    "size",
-    "getattr",
-    "getitem",
-    "shape",
-    "dim",
-    "numel",
-    "floordiv",
-    "contiguous",
-    "clone",
-    "to",
-    "float",
-    "double",
-    "detach",
-)
+_SHAPES = ("size", "dim", "numel", "ndimension")
+_IDLE = ("contiguous", "clone", "to", "float", "double", "detach")
+_REPLACED = {
+    "PReLU": "use LeakyReLU; if it has one slope, secure_infer.fix(net, protocol) does so.",
+    "RReLU": "replace it by LeakyReLU with secure_infer.fix(net, protocol).",
+    "Conv1d": "use Conv2d on images of height 1.",
+    "LayerNorm": "use BatchNorm1d, and train.",
+    "GroupNorm": "use BatchNorm2d, and train.",
+    "InstanceNorm2d": "use BatchNorm2d, and train.",
+    "Embedding": "look it up on the client and send the vectors.",
+    "AdaptiveMaxPool2d": "use MaxPool2d with a kernel of that size.",
+    "DataParallel": "pass the network inside it: net.module.",
+}
 _ARITHMETIC = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div", "neg")
 _SAME = {
     "clamp": "hardtanh",
@@ -67,7 +65,9 @@ def check(net: nn.Module, protocol: str, input_shape: tuple[int, ...] | None = N
     net.eval()
     try:
         traced = trace(net)
-        problems = [problem for node in _reading_input(traced) for problem in _problems(node, traced, protocol)]
+        data = _reading_input(traced)
+        problems = [problem for node in data for problem in _problems(node, data, traced, protocol)]
+        problems += _interface_problems(traced, data)
         return problems + (_shape_problems(traced, net, input_shape) if input_shape is not None else [])
     except _Untraceable as error:
         return [
@@ -107,16 +107,46 @@ def trace(net: nn.Module) -> fx.GraphModule:
         root = nn.Sequential(net) if tracer.is_leaf_module(net, "") else net
         return fx.GraphModule(root, tracer.trace(root))  # type: ignore[no-any-return]
     except Exception as error:
-        raise _Untraceable(f"{type(error).__name__}: {str(error).splitlines()[:1]}") from error
+        raise _Untraceable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
 
 
 def _reading_input(traced: fx.GraphModule) -> list[fx.Node]:
-    """The nodes that depend on the input; the others are constants, computed in the clear."""
+    """The nodes that depend on the input; the others are constants and shapes, computed in the clear."""
     found: dict[fx.Node, None] = {}
     for node in traced.graph.nodes:
-        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+        shape = _name(node) in _SHAPES or (_name(node) == "getattr" and node.args[1] not in ("T", "mT", "H"))
+        if node.op == "placeholder" or (not shape and any(source in found for source in node.all_input_nodes)):
             found[node] = None
     return list(found)
+
+
+def _name(node: fx.Node) -> str:
+    """Name of the function or method that a node calls; empty for layers."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _interface_problems(traced: fx.GraphModule, data: list[fx.Node]) -> list[Problem]:
+    problems = []
+    inputs = [node for node in data if node.op == "placeholder" and node.users]
+    if len(inputs) > 1:
+        problems.append(Problem("input", f"The network reads {len(inputs)} tensors.", "give it one input tensor."))
+    output = next(node for node in traced.graph.nodes if node.op == "output").args[0]
+    if not isinstance(output, fx.Node) or output not in data:
+        problems.append(Problem("output", "The network returns something else than one tensor.", "return one tensor."))
+    return problems
+
+
+def _arithmetic(node: fx.Node, data: list[fx.Node]) -> Iterator[Finding]:
+    name, operands = _name(node).removeprefix("i"), [arg for arg in node.args if arg in data]
+    square = name == "mul" and len(set(operands)) == 1
+    if name in ("mul", "truediv", "div") and len(operands) > 1 and not square:
+        yield "It multiplies or divides two values.", "only x * x is possible."
+    elif name in ("truediv", "div") and node.args[0] not in data:
+        yield "It divides by a value.", "divide by constants only."
+    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode") is not None:
+        yield "It has options beyond its two operands.", "use plain arithmetic."
 
 
 def _exported(layer: nn.Module) -> str | None:
@@ -134,15 +164,17 @@ def _kind(layer: nn.Module) -> str:
     return type(layer).__name__.lower()
 
 
-def _problems(node: fx.Node, traced: fx.GraphModule, protocol: str) -> Iterator[Problem]:
+def _problems(node: fx.Node, data: list[fx.Node], traced: fx.GraphModule, protocol: str) -> Iterator[Problem]:
     if node.op == "call_module":
         layer: Any = traced.get_submodule(str(node.target))
         kind, where, shown = _kind(layer), str(node.target), type(layer).__name__
     elif node.op in ("call_function", "call_method"):
-        target = node.target
-        shown = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        shown = _name(node)
         kind, where, layer = shown.lower().strip("_").replace("_", ""), node.name, node
-        if shown in _SHAPES or shown in _ARITHMETIC:
+        if shown in _ARITHMETIC:
+            yield from (Problem(where, what, fix) for what, fix in _arithmetic(node, data))
+            return
+        if shown in _IDLE or (shown == "getitem" and _returns_several(node.args[0], traced)):
             return
     else:
         return
@@ -151,7 +183,8 @@ def _problems(node: fx.Node, traced: fx.GraphModule, protocol: str) -> Iterator[
         yield Problem(
             where,
             f"There is no encrypted form of {shown}.",
-            "use Linear, Conv2d, BatchNorm, pooling, ReLU-like and polynomial layers; or compute it on the "
+            _REPLACED.get(type(layer).__name__)
+            or "use Linear, Conv2d, BatchNorm, pooling, ReLU-like and polynomial layers; or compute it on the "
             "client, before or after the encrypted part.",
         )
         return
@@ -159,6 +192,15 @@ def _problems(node: fx.Node, traced: fx.GraphModule, protocol: str) -> Iterator[
         yield Problem(where, "A softmax is possible at the very end only.", "remove it, or apply it after decryption.")
     for what, fix in _RULES[kind](layer, protocol):
         yield Problem(where, what, fix)
+
+
+def _returns_several(node: Any, traced: fx.GraphModule) -> bool:
+    """Whether a node is no kind of layer known here, or takes a part of one: it has the blame, not its parts."""
+    if node.op == "placeholder":
+        return False
+    if node.op == "call_module":
+        return _kind(traced.get_submodule(str(node.target))) not in _RULES
+    return _name(node) not in (*_ARITHMETIC, *_IDLE) and _SAME.get(_name(node), _name(node)) not in _RULES
 
 
 def _shape_problems(traced: fx.GraphModule, net: nn.Module, shape: tuple[int, ...]) -> list[Problem]:
@@ -190,6 +232,10 @@ class _Shapes(fx.Interpreter):
             return result
         if isinstance(layer, nn.Linear) and x.dim() != 2:
             self.problems.append(Problem(str(target), f"It reads shape {tuple(x.shape[1:])}.", "flatten first."))
+        if getattr(layer, "ceil_mode", False) and tuple(result.shape[2:]) != _floored(layer, tuple(x.shape[2:])):
+            self.problems.append(
+                Problem(str(target), "Its last window reaches over the edge (ceil_mode).", "use ceil_mode=False.")
+            )
         if isinstance(layer, nn.AdaptiveAvgPool2d) and any(
             a % b for a, b in zip(x.shape[-2:], result.shape[-2:], strict=True)
         ):
@@ -201,6 +247,14 @@ class _Shapes(fx.Interpreter):
                 )
             )
         return result
+
+
+def _floored(layer: Any, image: tuple[int, ...]) -> tuple[int, ...]:
+    """The image that a pooling would return with `ceil_mode=False`."""
+    kernel, stride, padding = (
+        (v, v) if isinstance(v, int) else v for v in (layer.kernel_size, layer.stride, layer.padding)
+    )
+    return tuple((s + 2 * p - k) // t + 1 for s, k, t, p in zip(image, kernel, stride, padding, strict=True))
 
 
 def _rule(*kinds: str) -> Callable[[Rule], Rule]:
@@ -225,11 +279,16 @@ def _rule(*kinds: str) -> Callable[[Rule], Rule]:
     "adaptiveavgpool2d",
     "softmax",
     "logsoftmax",
-    "square",
     "mean",
 )
 def _always(layer: Any, protocol: str) -> Iterator[Finding]:
     yield from ()
+
+
+@_rule("square")
+def _power(layer: Any, protocol: str) -> Iterator[Finding]:
+    if isinstance(layer, fx.Node) and _name(layer) == "pow" and layer.args[1:] != (2,):
+        yield f"It takes the power {layer.args[1:]}.", "use a PolynomialActivation."
 
 
 @_rule("conv2d", "quantconv2d")

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from secure_infer.errors import UsageError
+from secure_infer.errors import Problem, UsageError
+from secure_infer.graph.graph import as_array
 from secure_infer.nn.check import require_protocol, trace
 from secure_infer.nn.fits import fit_polynomial
 from secure_infer.nn.layers import ChebyshevActivation, PolynomialActivation
@@ -52,6 +53,15 @@ _CALLS = {
     "elu": nn.ELU,
     "selu": nn.SELU,
     "softplus": nn.Softplus,
+    "celu": nn.CELU,
+    "hardtanh": nn.Hardtanh,
+    "clamp": lambda min=None, max=None: _clamp(min, max),
+    "clip": lambda min=None, max=None: _clamp(min, max),
+    "hardsigmoid": nn.Hardsigmoid,
+    "softsign": nn.Softsign,
+    "logsigmoid": nn.LogSigmoid,
+    "log_sigmoid": nn.LogSigmoid,
+    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
     "mish": nn.Mish,
     "hardswish": nn.Hardswish,
     "max_pool2d": nn.MaxPool2d,
@@ -86,13 +96,16 @@ def fix(
         The changed copy. `check` lists what remains.
 
     Raises:
-        UsageError: An unknown protocol, a degree below 2 or a radius that is not positive.
+        UsageError: An unknown protocol, a degree below 2, a radius that is not positive, or calibration data that the
+            network can't read.
+        InvalidInput: Calibration data that is no array.
     """
     require_protocol(protocol)
     if not isinstance(net, nn.Module):
         raise UsageError(f"Expected a torch.nn.Module, got {type(net).__name__}.")
-    if not 2 <= degree <= 31 or not 0 < radius < float("inf"):
-        raise UsageError(f"Expected degree={degree} in [2, 31] and radius={radius} above 0.")
+    numbers = isinstance(degree, int) and isinstance(radius, int | float)
+    if not numbers or not 2 <= degree <= 31 or not 0 < radius < float("inf"):
+        raise UsageError(f"Expected degree={degree!r} as a whole number in [2, 31] and radius={radius!r} above 0.")
     fixed = copy.deepcopy(net)
     if protocol == "ckks":
         fixed = _calls_to_modules(fixed)
@@ -156,8 +169,11 @@ def _fitted(layer: nn.Module, degree: int, radius: float) -> nn.Module:
 
 def _peaks(net: nn.Module, calibration: Any) -> dict[str, float]:
     """1.1 times the greatest magnitude that each activation reads on the calibration data, by name."""
-    parameter = next(net.parameters(), torch.zeros(()))
-    x = torch.as_tensor(calibration).to(parameter)
+    values = as_array(calibration, "calibration")
+    if values.dtype.kind not in "buif" or not values.size or not np.isfinite(values).all():
+        what = "Expected numbers, none of them NaN or infinite."
+        raise UsageError("The calibration data can't be used.", [Problem("calibration", what, "clean the data first.")])
+    x = torch.from_numpy(values).to(next(net.parameters(), torch.zeros(())))
     peaks: dict[str, float] = {}
 
     def watch(name: str) -> Any:
@@ -205,6 +221,10 @@ def _calls_to_modules(net: nn.Module) -> nn.Module:
         return net
     traced.recompile()
     return traced
+
+
+def _clamp(least: float | None, most: float | None) -> nn.Module:
+    return nn.Hardtanh(-float("inf") if least is None else least, float("inf") if most is None else most)
 
 
 def _module(name: str, node: fx.Node) -> nn.Module:
