@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from secure_infer.errors import InvalidInput, Problem, SecureInferError, UnsupportedNetwork
-from secure_infer.frontends.context import HANDLERS, IntegerWeight, PolynomialLayer, SignLayer
+from secure_infer.frontends.context import HANDLERS, IntegerWeight, PolynomialLayer, SignLayer, to_numpy
 
 _SAMPLES = 512
+_COMPARED = 32
 _TRACE_FIX = (
     "write forward() without data-dependent control flow (if, while, int(x)), or wrap the part that can be "
     "evaluated in a module of its own."
@@ -51,11 +52,18 @@ class _Recorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.results: dict[fx.Node, Any] = {}
+        self.overwritten: list[Problem] = []
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node."""
-        self.results[n] = super().run_node(n)
-        return self.results[n]
+        """Run one node; keep a copy of its result, since a later node may overwrite it."""
+        for source in n.all_input_nodes:
+            kept, now = self.results[source], self.env[source]
+            if isinstance(now, Tensor) and not torch.equal(kept.nan_to_num(), now.nan_to_num()):
+                what = f"It reads {source.name}, which was overwritten in place before."
+                self.overwritten.append(Problem(n.name, what, "use inplace=False, and x = x + y instead of x += y."))
+        result = super().run_node(n)
+        self.results[n] = result.clone() if isinstance(result, Tensor) else result
+        return result
 
 
 def prepare(net: nn.Module, calibration: npt.NDArray[Any]) -> tuple[nn.Module, npt.NDArray[np.float64]]:
@@ -129,12 +137,13 @@ def record(module: fx.GraphModule, x: npt.NDArray[np.float64]) -> dict[fx.Node, 
 
     Raises:
         InvalidInput: Data that the network refuses.
+        UnsupportedNetwork: A value that is read after something overwrote it: a graph's values never change.
     """
     batch = np.concatenate([x, x]) if len(x) == 1 else x[:_SAMPLES]
     recorder = _Recorder(module)
     try:
         with torch.no_grad():
-            recorder.run(torch.from_numpy(batch))
+            recorder.run(torch.tensor(batch))
     except SecureInferError:
         raise
     except Exception as error:
@@ -148,7 +157,26 @@ def record(module: fx.GraphModule, x: npt.NDArray[np.float64]) -> dict[fx.Node, 
                 )
             ],
         ) from error
+    if recorder.overwritten:
+        raise UnsupportedNetwork("The network overwrites values that it reads later.", recorder.overwritten)
     return recorder.results
+
+
+def require_same(net: nn.Module, results: dict[fx.Node, Any], x: npt.NDArray[np.float64]) -> None:
+    """Raise if the trace computes something else than the network: a trace sees no work in place through an alias.
+
+    Raises:
+        UnsupportedNetwork: The results differ.
+    """
+    traced = next(value for node, value in results.items() if node.op == "output")
+    if not is_tensor(traced):
+        return
+    with torch.no_grad():
+        expected = to_numpy(net(torch.tensor(x[:_COMPARED])))
+    if not np.allclose(to_numpy(traced)[: len(expected)], expected, rtol=1e-6, atol=1e-9, equal_nan=True):
+        what = "Traced, it computes something else than when it runs."
+        fix = "write x = x + y instead of x += y, and make no random choices in evaluation."
+        raise UnsupportedNetwork("The network can't be traced.", [Problem(type(net).__name__, what, fix)])
 
 
 def data_nodes(module: fx.GraphModule, results: dict[fx.Node, Any]) -> dict[fx.Node, Any]:

@@ -17,7 +17,7 @@ from secure_infer.frontends.builder import Builder, Value
 from secure_infer.frontends.context import HANDLERS, Context, Precision, data_inputs, to_numpy
 from secure_infer.frontends.functions import as_layer, function_name
 from secure_infer.frontends.quantize import Grid, input_grid
-from secure_infer.frontends.trace import data_nodes, handler_name, is_tensor, prepare, record, trace
+from secure_infer.frontends.trace import data_nodes, handler_name, is_tensor, prepare, record, require_same, trace
 from secure_infer.graph import INPUT, Graph, TensorType, interpret, interpret_real
 from secure_infer.graph.graph import as_array
 from secure_infer.graph.types import TypeProblem
@@ -57,6 +57,7 @@ def to_graph(
     results = record(module, x)
     data = data_nodes(module, results)
     layers = _layers(module, data, results, protocol)
+    require_same(copied, results, x)
     graph = _walk(module, data, layers, x, protocol, precision)
     _log_agreement(graph, module, x)
     return graph
@@ -171,7 +172,7 @@ def _log_agreement(graph: Graph, module: fx.GraphModule, x: npt.NDArray[np.float
     """Log how often the graph's greatest output is the network's, on the calibration data."""
     x = x[:256]
     with torch.no_grad():
-        expected = to_numpy(module(torch.from_numpy(x))).reshape(len(x), -1)
+        expected = to_numpy(module(torch.tensor(x))).reshape(len(x), -1)
     evaluate: Any = interpret_real if "Polynomial" in graph.kinds else interpret
     found = graph.dequantize(evaluate(graph, graph.quantize(x))).reshape(len(x), -1)
     agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())

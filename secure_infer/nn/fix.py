@@ -173,7 +173,7 @@ def _peaks(net: nn.Module, calibration: Any) -> dict[str, float]:
     if values.dtype.kind not in "buif" or not values.size or not np.isfinite(values).all():
         what = "Expected numbers, none of them NaN or infinite."
         raise UsageError("The calibration data can't be used.", [Problem("calibration", what, "clean the data first.")])
-    x = torch.from_numpy(values).to(next(net.parameters(), torch.zeros(())))
+    x = torch.tensor(values).to(next(net.parameters(), torch.zeros(())))
     peaks: dict[str, float] = {}
 
     def watch(name: str) -> Any:

@@ -206,3 +206,48 @@ def test_fix_replaces_every_call_of_an_activation(function: Any) -> None:
     fixed = si.fix(_Lambda(function), "ckks", ROWS)
     assert si.check(fixed, "ckks", (6,)) == []
     to_graph(fixed, ROWS, "ckks")
+
+
+@pytest.mark.parametrize("layer", [nn.SiLU(inplace=True), nn.Hardswish(inplace=True), nn.ReLU(inplace=True)])
+def test_activations_in_place_see_what_they_read(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    assert _error(nn.Sequential(nn.Linear(6, 16), layer, nn.Linear(16, 3)), ROWS) < 0.03
+
+
+class _InPlace(nn.Module):
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late, self.first, self.second, self.relu = late, nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        h = self.first(x)
+        y = self.second(self.relu(h)) if self.late else self.second(h)
+        y += h
+        return self.relu(y)  # type: ignore[no-any-return]
+
+
+def test_a_value_read_after_it_was_overwritten_is_refused() -> None:
+    with pytest.raises(UnsupportedNetwork, match="overwritten in place"):
+        to_graph(_InPlace(late=True), ROWS, "clear")
+
+
+def test_other_work_in_place_is_right_and_leaves_the_data_alone() -> None:
+    torch.manual_seed(0)
+    before = ROWS.copy()
+    si.fix(_InPlace(late=False).double(), "ckks", ROWS)
+    graph = to_graph(_InPlace(late=False), ROWS, "clear")
+    assert (before == ROWS).all()
+    assert graph.input.high * graph.input.scale[0] == pytest.approx(np.abs(ROWS).max())
+
+
+def test_a_trace_that_misses_work_in_place_is_refused() -> None:
+    class Alias(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            z = y
+            z += 1
+            return y
+
+    with pytest.raises(UnsupportedNetwork, match="something else"):
+        to_graph(Alias(), ROWS, "clear")
