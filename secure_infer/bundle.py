@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from secure_infer import __version__, files
 from secure_infer.backends.base import Guarantee, Program, Values
-from secure_infer.errors import BundleError, Problem
+from secure_infer.errors import BundleError, DecryptionError, Problem
 from secure_infer.graph import store
 from secure_infer.graph.graph import Graph, dequantize, quantize
 from secure_infer.graph.types import Integers, TensorType
@@ -68,7 +68,22 @@ class Interface:
         return quantize(self.input, x)
 
     def dequantize(self, y: Values) -> npt.NDArray[np.float64]:
-        """Outputs in integer units to reals."""
+        """Outputs in integer units to reals.
+
+        Raises:
+            DecryptionError: They have another shape than this model's outputs.
+        """
+        if not np.ndim(y) or np.shape(y)[1:] != self.output.shape:
+            raise DecryptionError(
+                "The reply does not hold this model's outputs.",
+                [
+                    Problem(
+                        "reply",
+                        f"Expected shape (n, {', '.join(map(str, self.output.shape))}), got {np.shape(y)}.",
+                        "send the request to a server of this model.",
+                    )
+                ],
+            )
         return dequantize(self.output, self.offset, y)
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from secure_infer import backends, bundle, files
 from secure_infer.backends.base import Keys, Values
-from secure_infer.errors import BundleError, KeyMismatch, Problem, UsageError
+from secure_infer.errors import BundleError, DecryptionError, KeyMismatch, Problem, UsageError
 from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 from secure_infer.wire.transport import InProcess, Transport
@@ -129,6 +129,15 @@ class Client:
         answer = self._transport.infer(messages, self._key_name)
         with watch.phase("decrypt"):
             values = self._role.decrypt(answer.replies, keys)
+        if len(values) != len(units):
+            raise DecryptionError(
+                "The reply answers another request.",
+                [
+                    Problem(
+                        "reply", f"It holds {len(values)} outputs for {len(units)} inputs.", "send the request again."
+                    )
+                ],
+            )
         traffic = {"input": sum(map(len, messages)), "output": sum(map(len, answer.replies))}
         wall = {"encrypt": watch.wall_s["encrypt"], "run": answer.wall_s, "decrypt": watch.wall_s["decrypt"]}
         cpu = {"encrypt": watch.cpu_s["encrypt"], "run": answer.cpu_s, "decrypt": watch.cpu_s["decrypt"]}

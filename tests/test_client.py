@@ -14,9 +14,10 @@ import pytest
 
 import secure_infer as si
 from secure_infer import bundle, files
+from secure_infer.backends import clear
 from secure_infer.backends.base import Keys
 from secure_infer.client import EVALUATION, SECRET, Client, read_keys
-from secure_infer.errors import ProtocolError, UsageError
+from secure_infer.errors import BundleError, DecryptionError, ProtocolError, UsageError
 from secure_infer.wire.transport import InProcess
 from tests.networks import all_corners, small_graph
 
@@ -116,3 +117,30 @@ def test_an_interrupt_leaves_no_half_written_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         files.write(tmp_path / "key", b"secret", mode=files.PRIVATE)
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_of_another_number_or_shape_are_refused() -> None:
+    graph = small_graph(exact=True)
+    x = all_corners(graph)[:2]
+    compiled = si.compile(graph, all_corners(graph), protocol="clear")
+    half = bundle.pack_client_half(compiled.interface, compiled.program.client)
+    with pytest.raises(DecryptionError, match="does not hold this model's outputs"):
+        Client(InProcess(half, [_Idle()])).predict(x)
+    with pytest.raises(DecryptionError, match="3 outputs for 2 inputs"):
+        Client(InProcess(half, [_Answering(np.zeros((3, 3), dtype=np.int64))])).predict(x)
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 3)), np.zeros(6), np.zeros(()), np.full((1, 6), 2), np.full((1, 6), -1)])
+def test_the_clear_server_refuses_what_is_no_input(x: np.ndarray) -> None:
+    graph = small_graph(exact=True)
+    (server,) = clear.ClearBackend().servers(si.compile(graph, all_corners(graph), protocol="clear").program.servers)
+    with pytest.raises(BundleError, match="no inputs of this model"):
+        server.run(clear.pack_integers(x.astype(np.int64)), b"")
+
+
+class _Answering(_Idle):
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def run(self, message: bytes, evaluation: bytes) -> bytes:
+        return clear.pack_integers(self._values)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from secure_infer.backends.base import Guarantee, Keys, Program, Values, require_supported
-from secure_infer.errors import BundleError, DecryptionError
+from secure_infer.errors import BundleError, DecryptionError, Problem
 from secure_infer.graph import OPS, store
 from secure_infer.graph.graph import Graph
 from secure_infer.graph.interpret import interpret
@@ -54,8 +54,24 @@ class ClearServer:
         self._graph = graph
 
     def run(self, message: bytes, evaluation: bytes) -> bytes:
-        """Evaluate a batch."""
-        return pack_integers(interpret(self._graph, unpack_integers(message)))
+        """Evaluate a batch.
+
+        Raises:
+            BundleError: The message is no batch of this model's inputs.
+        """
+        x, kind = unpack_integers(message), self._graph.input
+        if x.shape[1:] != kind.shape or not x.ndim or (x.size and (x.min() < kind.low or x.max() > kind.high)):
+            raise BundleError(
+                "The message holds no inputs of this model.",
+                [
+                    Problem(
+                        "message",
+                        f"Expected integers in [{kind.low}, {kind.high}] of shape (n, *{kind.shape}).",
+                        "encrypt with this model's client half.",
+                    )
+                ],
+            )
+        return pack_integers(interpret(self._graph, x))
 
     def close(self) -> None:
         """Nothing to release."""
