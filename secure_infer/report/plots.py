@@ -124,7 +124,7 @@ def _peers(axes: Any, found: Sequence[Duel]) -> float:
     axes.axvline(1, color="#222222", linewidth=1)
     low, high = min(duel.low for duel in found), max(duel.high for duel in found)
     axes.set_xlim(min(0.5, low / 2), max(2, high * 2))
-    names = [f"{name_of(duel.peer)}\n{duel.peer['model']}" for duel in found]
+    names = [f"{name_of(duel.peer)} / {name_of(duel.ours)}\n{duel.peer['model']}" for duel in found]
     _frame(axes, names, "peer's run time / ours; right of the line, ours is faster", ratio, legend=False)
     return 0.6
 

@@ -64,5 +64,5 @@ def duels(records: Sequence[Record]) -> Iterator[Duel]:
     for peer in sorted((record for record in records if record["peer"]), key=order):
         same = ("case", "protocol", "model", "mode", "batch", "at")
         for ours in records:
-            if ours["peer"] is None and not ours["options"] and all(ours[key] == peer[key] for key in same):
+            if ours["peer"] is None and all(ours[key] == peer[key] for key in same):
                 yield Duel(ours, peer, *ratio_of_medians(peer["run_s_all"], ours["run_s_all"]))

@@ -94,11 +94,22 @@ def traffic(records: Sequence[Record]) -> str:
 
 def versus(records: Sequence[Record]) -> str:
     """Ours beside peers; empty if there are none."""
-    header = ("model", "protocol", "peer", "ours, run", "peer, run", "peer / ours (95 %)", "keys sent, ours", "peer")
+    header = (
+        "model",
+        "protocol",
+        "ours",
+        "peer",
+        "ours, run",
+        "peer, run",
+        "peer / ours (95 %)",
+        "keys sent, ours",
+        "peer",
+    )
     rows = [
         (
             f"`{duel.peer['model']}`",
             duel.peer["protocol"],
+            name_of(duel.ours),
             name_of(duel.peer),
             seconds(duel.ours["wall_s"]["run"]),
             seconds(duel.peer["wall_s"]["run"]),
@@ -109,7 +120,7 @@ def versus(records: Sequence[Record]) -> str:
         )
         for duel in duels(records)
     ]
-    return table((*header, "agreement, ours / peer"), rows, left=3) if rows else ""
+    return table((*header, "agreement, ours / peer"), rows, left=4) if rows else ""
 
 
 def circumstances(records: Sequence[Record]) -> str:
