@@ -134,6 +134,9 @@ def compile(
         n_bits: Bits for layers that bring no quantization of their own.
         options: Options of the protocol, see `secure_infer.backends`.
 
+    Returns:
+        The compiled model. A softmax at the very end is left to the client: `predict` returns what it would read.
+
     Raises:
         UsageError: An unknown protocol or option.
         UnsupportedNetwork: Layers that the protocol can't evaluate: all of them, each with its fix.

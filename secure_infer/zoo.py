@@ -48,12 +48,14 @@ def golden(name: str) -> dict[str, Any]:
 
     Raises:
         UsageError: No such model.
-        BundleError: It has no such record, or one that is not JSON.
+        BundleError: It has no such record, or one that is not a JSON object.
     """
     try:
-        record: dict[str, Any] = json.loads(_read(name, GOLDEN))
+        record = json.loads(_read(name, GOLDEN))
     except ValueError as error:
         raise _damaged(name, GOLDEN, f"Not JSON: {error}.") from error
+    if not isinstance(record, dict):
+        raise _damaged(name, GOLDEN, "Not a JSON object.")
     return record
 
 

@@ -131,6 +131,9 @@ def test_a_damaged_record_is_refused(copied: Path) -> None:
     (copied / zoo.GOLDEN).write_text("{")
     with pytest.raises(BundleError, match="Not JSON"):
         zoo.load_model("digits-mlp-bnn")
+    (copied / zoo.GOLDEN).write_text("[]")
+    with pytest.raises(BundleError, match="Not a JSON object"):
+        zoo.load_model("digits-mlp-bnn")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 40, b"\x80\x04pickle"])

@@ -53,12 +53,15 @@ def check(net: nn.Module, protocol: str, input_shape: tuple[int, ...] | None = N
         input_shape: Shape of one input, `(features,)` or `(channels, height, width)`; with it, shapes are checked too.
 
     Returns:
-        All problems, in order of evaluation; none means that the network compiles.
+        All problems, in order of evaluation. None, with `input_shape` given, means that each layer can be evaluated;
+        `compile` may still find that values grow too wide, or constants and scales that do not fit their layer.
 
     Raises:
-        UsageError: An unknown protocol, or something that is not a torch network.
+        UsageError: An unknown protocol, something that is not a torch network, or a shape that is not a tuple.
     """
     require_protocol(protocol)
+    if input_shape is not None and not isinstance(input_shape, tuple | list):
+        raise UsageError(f"Expected input_shape={input_shape!r} as a tuple, such as (1, 28, 28).")
     if not isinstance(net, nn.Module):
         raise UsageError(f"Expected a torch.nn.Module, got {type(net).__name__}.")
     training = net.training

@@ -251,3 +251,8 @@ def test_a_trace_that_misses_work_in_place_is_refused() -> None:
 
     with pytest.raises(UnsupportedNetwork, match="something else"):
         to_graph(Alias(), ROWS, "clear")
+
+
+def test_check_refuses_a_shape_that_is_no_tuple() -> None:
+    with pytest.raises(UsageError, match="input_shape"):
+        si.check(nn.Linear(6, 2), "clear", 6)  # type: ignore[arg-type]
