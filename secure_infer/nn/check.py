@@ -273,9 +273,7 @@ def _rule(*kinds: str) -> Callable[[Rule], Rule]:
     "quantlinear",
     "flatten",
     "identity",
-    "dropout",
     "dropout1d",
-    "dropout2d",
     "alphadropout",
     "featurealphadropout",
     "quantdropout",
@@ -286,6 +284,12 @@ def _rule(*kinds: str) -> Callable[[Rule], Rule]:
 )
 def _always(layer: Any, protocol: str) -> Iterator[Finding]:
     yield from ()
+
+
+@_rule("dropout", "dropout2d")
+def _dropout(layer: Any, protocol: str) -> Iterator[Finding]:
+    if isinstance(layer, fx.Node) and layer.kwargs.get("training", (*layer.args, True, True, True)[2]):
+        yield "It drops values even in evaluation.", "pass training=self.training."
 
 
 @_rule("square")
@@ -360,5 +364,7 @@ def _activation(layer: Any, protocol: str) -> Iterator[Finding]:
 
 @_rule("sign")
 def _sign(layer: Any, protocol: str) -> Iterator[Finding]:
+    if isinstance(layer, fx.Node):
+        yield "It is 0 at 0, which no step of two levels is.", "use secure_infer.nn.Sign."
     if protocol == "ckks":
         yield "CKKS can't compare, and no polynomial is near a sign.", "train with a PolynomialActivation in its place."

@@ -110,6 +110,9 @@ class _Lambda(nn.Module):
         lambda y: y[:, :4],
         lambda y: torch.max(y, dim=1)[0],
         lambda y: torch.ones(3),
+        torch.sign,
+        nn.functional.dropout,
+        lambda y: nn.functional.dropout(y, 0.5, True),
     ],
 )
 def test_check_finds_what_compile_refuses(function: Any) -> None:
@@ -120,7 +123,14 @@ def test_check_finds_what_compile_refuses(function: Any) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda y: y * y, lambda y: y.pow(2), lambda y: y.view(y.size(0), -1), lambda y: y.reshape(y.shape[0], y.shape[1])],
+    [
+        lambda y: nn.functional.dropout(y, 0.5, False),
+        lambda y: nn.functional.dropout(y, training=False),
+        lambda y: y * y,
+        lambda y: y.pow(2),
+        lambda y: y.view(y.size(0), -1),
+        lambda y: y.reshape(y.shape[0], y.shape[1]),
+    ],
 )
 def test_check_accepts_what_compiles(function: Any) -> None:
     assert si.check(_Lambda(function), "clear", (6,)) == []
