@@ -1,15 +1,14 @@
 """The one file that knows the crypto library: SEAL, by TenSEAL's `sealapi`. Keys, ciphertexts, and the SEAL engine.
 
 Serialized keys and ciphertexts come from SEAL's own format, which its loader validates against the parameters. The
-library reads and writes files only; they live for a moment in a private directory, in memory where there is one.
+library reads and writes files only; they live for a moment in a private directory, in memory where there is room.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from secure_infer.backends.ckks.lower import Reals
 from secure_infer.backends.ckks.parameters import Parameters, verify
-from secure_infer.errors import ParametersError, Problem, missing_extra
+from secure_infer.errors import ParametersError, Problem, UsageError, missing_extra
 
 Handle: TypeAlias = Any
 """An object of the library, which has no types."""
@@ -93,8 +92,7 @@ class Ring:
             Unreadable: They are not such an object under these parameters.
         """
         handle = getattr(self.lib, kind)()
-        with _private_file() as path:
-            path.write_bytes(data)
+        with _private_file(lambda path: path.write_bytes(data)) as path:
             try:
                 handle.load(self.context, str(path))
             except (RuntimeError, ValueError, IndexError, MemoryError) as error:
@@ -119,17 +117,28 @@ class Ring:
 
 def dump(handle: Handle) -> bytes:
     """The bytes of an object, or of a seed-compressed one that has not been expanded."""
-    with _private_file() as path:
-        handle.save(str(path))
+    with _private_file(lambda path: handle.save(str(path))) as path:
         return path.read_bytes()
 
 
 @contextmanager
-def _private_file() -> Iterator[Path]:
-    """A path in a directory of mode 0700 that is removed with its contents."""
-    memory = "/dev/shm"
-    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="ckks-", dir=parent) as folder:
+def _private_file(fill: Callable[[Path], object]) -> Iterator[Path]:
+    """A file that `fill` has written, in a directory of mode 0700 that is removed with its contents.
+
+    Raises:
+        UsageError: There is no room for it, neither in memory (containers may grant little) nor in the usual place.
+    """
+    with ExitStack() as stack:
+        for parent in ("/dev/shm", None):
+            with suppress(RuntimeError, OSError):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ckks-", dir=parent))
+                fill(Path(folder) / "object")
+                break
+        else:
+            raise UsageError(
+                "A key or ciphertext can't be written.",
+                [Problem("temporary folder", "It is full, or can't be written to.", "free space, or set TMPDIR.")],
+            )
         yield Path(folder) / "object"
 
 
