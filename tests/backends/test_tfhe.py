@@ -336,6 +336,19 @@ def test_altered_and_foreign_messages_are_refused():
         server.run(message, evaluation)
 
 
+@pytest.mark.parametrize("at", [0, 4, 8])
+def test_sizes_that_lie_are_refused_before_concrete_reads_them(at):
+    client, server, keys = keyed("signs")
+    (message,) = client.encrypt(inputs_for(program("signs")[0], 1), keys)
+    received = frame.unpack(message, "tfhe-message")
+    part = received.parts[0]
+    for bad in (part[:at] + b"\xff\xff\xff\x7f" + part[at + 4 :], part[:-8], part + bytes(8)):
+        with pytest.raises(BundleError, match="do not add up"):
+            server.run(frame.pack("tfhe-message", [bad], received.meta), keys.evaluation)
+        with pytest.raises(DecryptionError):
+            client.decrypt([frame.pack("tfhe-reply", [bad], received.meta)], keys)
+
+
 def test_broken_halves_are_refused():
     compiled = program("signs")[1]
     server = frame.unpack(compiled.servers[0], "tfhe-server")

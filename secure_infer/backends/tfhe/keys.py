@@ -11,6 +11,7 @@ from typing import Any
 from concrete import fhe
 
 from secure_infer.backends.base import Keys
+from secure_infer.backends.tfhe.segments import checked
 from secure_infer.errors import BundleError, KeyMismatch, Problem
 from secure_infer.wire import frame
 
@@ -65,7 +66,7 @@ def _open(data: bytes, kind: str, circuit: str, deserialize: Callable[[bytes], A
             [Problem(kind, "The circuit they name is not this one.", "make keys with this model's client half.")],
         )
     try:
-        return deserialize(received.parts[0]), str(received.meta["keys"])
+        return deserialize(checked(received.parts[0], kind)), str(received.meta["keys"])
     except RuntimeError as error:
         raise BundleError(
             f"This is not a usable {kind}.", [Problem(kind, "concrete can't read it.", "make the keys again.")]

@@ -14,6 +14,7 @@ from concrete.compiler import ServerProgram
 
 from secure_infer.backends.base import Keys, Values
 from secure_infer.backends.tfhe import keys as keyring
+from secure_infer.backends.tfhe.segments import checked
 from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, Problem
 from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
@@ -124,8 +125,9 @@ class TfheClient:
                     [Problem("reply", f"It was made for another {label}.", "decrypt with the keys that encrypted.")],
                 )
         try:
-            return self._shapes.decode([client.decrypt(fhe.Value.deserialize(part)) for part in received.parts])
-        except (RuntimeError, ValueError) as error:
+            values = [fhe.Value.deserialize(checked(part, "reply")) for part in received.parts]
+            return self._shapes.decode([client.decrypt(value) for value in values])
+        except (RuntimeError, ValueError, BundleError) as error:
             raise DecryptionError(
                 "The reply does not decrypt.",
                 [Problem("reply", "It does not hold this model's ciphertexts.", "send the request again.")],
@@ -174,7 +176,7 @@ class TfheServer:
         except (RuntimeError, ValueError) as error:
             raise BundleError(
                 "The message holds no ciphertext of this model.",
-                [Problem("message", str(error).strip().splitlines()[0] + ".", "encrypt again.")],
+                [Problem("message", (str(error).strip() or "no reason given").splitlines()[0] + ".", "encrypt again.")],
             ) from error
         return frame.pack(REPLY, parts, {"circuit": self._circuit, "keys": name})
 
@@ -183,7 +185,7 @@ class TfheServer:
         self._opened = self._program = None
 
     def _evaluate(self, part: bytes, evaluation_keys: Any) -> bytes:
-        value = fhe.Value.deserialize(part)
+        value = fhe.Value.deserialize(checked(part, MESSAGE))
         (result,) = self._program.call([value._inner], evaluation_keys.server_keyset)
         return bytes(result.serialize())
 
