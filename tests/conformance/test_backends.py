@@ -155,7 +155,7 @@ def test_keys_of_another_model_are_refused(compiled: Compiled, tmp_path: Path) -
     assert read_keys(tmp_path / "s", tmp_path / "e", half).secret == keys.secret
     with pytest.raises(KeyMismatch):
         read_keys(tmp_path / "s", None, half + b"another")
-    with pytest.raises(BundleError, match="of the kind .secret-key"):
+    with pytest.raises(BundleError, match=r"of the kind .secret-key"):
         read_keys(None, tmp_path / "s", half)
 
 
