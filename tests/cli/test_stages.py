@@ -104,9 +104,11 @@ def test_predict_keeps_keys(tmp_path: Path) -> None:
     succeed("compile", f"{NETS}:square", *words)
     cache, words = tmp_path / "keys", ["predict", tmp_path / "net", "--input", tmp_path / "x.npy"]
     first = succeed(*words, "--key-cache", cache)
-    kept = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    kept = {path: path.read_bytes() for path in cache.rglob("*") if path.name in ("secret-key", "evaluation-keys")}
     second = succeed(*words, "--key-cache", cache, "--index", 2, "--index", 0)
-    assert kept == {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    assert kept == {
+        path: path.read_bytes() for path in cache.rglob("*") if path.name in ("secret-key", "evaluation-keys")
+    }
     assert len(kept) == 2
     bound = first["guarantee"]["error_bound"]
     expected = _clear(nets.square(), x, exact=False)
