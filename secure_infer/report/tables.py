@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from secure_infer.bench.records import Record
 from secure_infer.report.markdown import NOTHING, ratio, seconds, share, size, table
-from secure_infer.report.select import duels, headline, name_of, order
+from secure_infer.report.select import Duel, duels, headline, name_of, order
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -113,7 +113,7 @@ def versus(records: Sequence[Record]) -> str:
             name_of(duel.peer),
             seconds(duel.ours["wall_s"]["run"]),
             seconds(duel.peer["wall_s"]["run"]),
-            f"{ratio(duel.ratio)} ({ratio(duel.low)}-{ratio(duel.high)})",
+            _interval(duel),
             size(duel.ours["bytes"]["evaluation_keys_sent"]),
             size(duel.peer["bytes"]["evaluation_keys_sent"]),
             f"{share(duel.ours['agreement'])} / {share(duel.peer['agreement'])}",
@@ -121,6 +121,12 @@ def versus(records: Sequence[Record]) -> str:
         for duel in duels(records)
     ]
     return table((*header, "agreement, ours / peer"), rows, left=4) if rows else ""
+
+
+def _interval(duel: Duel) -> str:
+    if min(len(record["run_s_all"]) for record in (duel.ours, duel.peer)) < 2:
+        return f"{ratio(duel.ratio)} (one run)"
+    return f"{ratio(duel.ratio)} ({ratio(duel.low)}-{ratio(duel.high)})"
 
 
 def circumstances(records: Sequence[Record]) -> str:
