@@ -10,9 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secure_infer.bundle import load
     from secure_infer.client import Client
-    from secure_infer.compiler import Compiled, compile
+    from secure_infer.compiler import Compiled, compile, load
     from secure_infer.nn.check import check
     from secure_infer.nn.fix import fix
     from secure_infer.zoo import load_model
