@@ -10,7 +10,9 @@ SecureInferError                 1
 ├── DecryptionError              8   a reply that doesn't decrypt
 ├── ParametersError              9   no secure parameters fit the network
 ├── ProtocolError               10   a party or a connection failed
-└── DataError                   11   a data set that is absent or fails its checksum
+├── DataError                   11   a data set that is absent or fails its checksum
+├── AccessDenied                12   no token, or one that does not permit this
+└── LimitExceeded               13   a budget, quota, size or queue limit
 """
 
 from __future__ import annotations
@@ -108,6 +110,28 @@ class DataError(SecureInferError):
     """A data set that is absent, can't be fetched, or fails its checksum."""
 
     exit_code = 11
+
+
+class AccessDenied(SecureInferError):
+    """A token that is missing, unknown, expired, or does not permit this; or a connection that is not private."""
+
+    exit_code = 12
+
+
+class LimitExceeded(SecureInferError):
+    """A budget, quota, size or queue limit is reached.
+
+    Args:
+        summary: As in the base class.
+        problems: As in the base class.
+        retry_after: Seconds until it may be tried again; None if waiting does not help.
+    """
+
+    exit_code = 13
+
+    def __init__(self, summary: str, problems: Iterable[Problem] = (), retry_after: float | None = None) -> None:
+        super().__init__(summary, problems)
+        self.retry_after = retry_after
 
 
 def missing_extra(protocol: str, extra: str, module: str) -> MissingExtra:
