@@ -124,13 +124,16 @@ class LimitExceeded(SecureInferError):
     Args:
         summary: As in the base class.
         problems: As in the base class.
+        excerpt: As in the base class.
         retry_after: Seconds until it may be tried again; None if waiting does not help.
     """
 
     exit_code = 13
 
-    def __init__(self, summary: str, problems: Iterable[Problem] = (), retry_after: float | None = None) -> None:
-        super().__init__(summary, problems)
+    def __init__(
+        self, summary: str, problems: Iterable[Problem] = (), excerpt: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(summary, problems, excerpt)
         self.retry_after = retry_after
 
 

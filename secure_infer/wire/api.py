@@ -3,7 +3,7 @@
     GET    /v1/models                      application/json   {"models": [{name, protocol, party, parties, ...}]}
     GET    /v1/models/{model}/client-half  octet-stream       the public half of a bundle; ETag is its SHA-256
     HEAD   /v1/keys/{sha256}               -                  200 and both Upload-* headers, or 404
-    PUT    /v1/keys/{sha256}               octet-stream       Content-Range: bytes a-b/total; 201 whole, 202 part, 409 else
+    PUT    /v1/keys/{sha256}               octet-stream       Content-Range: bytes a-b/total; 201 whole, 202 part
     DELETE /v1/keys/{sha256}               -                  204
     POST   /v1/models/{model}/infer        octet-stream       Evaluation-Keys, Idempotency-Key -> Server-Timing
     GET    /healthz  /readyz  /metrics  /openapi.json
@@ -73,7 +73,7 @@ def error_of(document: Any, status: int) -> SecureInferError:
         problems = [Problem(str(p["where"]), str(p["what"]), str(p["fix"])) for p in document["problems"]]
         after = document.get("retry_after")
         if kind is errors.LimitExceeded and after is not None:
-            return errors.LimitExceeded(str(document["title"]), problems, float(after))
+            return errors.LimitExceeded(str(document["title"]), problems, retry_after=float(after))
         return kind(str(document["title"]), problems)
     except (AttributeError, KeyError, TypeError, ValueError):
         return ProtocolError(
