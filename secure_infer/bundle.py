@@ -27,9 +27,10 @@ import numpy.typing as npt
 from secure_infer import __version__, files
 from secure_infer.backends.base import Guarantee, Program, Values
 from secure_infer.errors import BundleError, DecryptionError, Problem
-from secure_infer.graph import store
+from secure_infer.graph import encoding, store
+from secure_infer.graph.encoding import Encoding
 from secure_infer.graph.graph import Graph, dequantize, quantize
-from secure_infer.graph.types import Integers, TensorType
+from secure_infer.graph.types import Integers, Shape, TensorType
 from secure_infer.wire import frame
 
 SCHEMA = 1
@@ -49,6 +50,7 @@ class Interface:
         output: Type of one output.
         offset: Reals added to the scaled output.
         guarantee: What the protocol promises.
+        encoding: How reals become the input's integers; None: by the scale of the input's type.
     """
 
     protocol: str
@@ -57,15 +59,22 @@ class Interface:
     output: TensorType
     offset: npt.NDArray[np.float64]
     guarantee: Guarantee
+    encoding: Encoding | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of one input as reals."""
+        return self.input.shape if self.encoding is None else self.encoding.shape
 
     @classmethod
     def of(cls, graph: Graph, protocol: str, guarantee: Guarantee) -> Interface:
         """The interface of a compiled graph."""
-        return cls(protocol, store.fingerprint(graph), graph.input, graph.output_type, graph.offset, guarantee)
+        name = store.fingerprint(graph)
+        return cls(protocol, name, graph.input, graph.output_type, graph.offset, guarantee, graph.encoding)
 
     def quantize(self, x: npt.ArrayLike) -> Integers:
         """Real inputs to integers; refuses what `Graph.quantize` refuses."""
-        return quantize(self.input, x)
+        return quantize(self.input, x, self.encoding)
 
     def dequantize(self, y: Values) -> npt.NDArray[np.float64]:
         """Outputs in integer units to reals.
@@ -88,6 +97,7 @@ class Interface:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
+        coded = {} if self.encoding is None else {"encoding": encoding.to_dict(self.encoding)}
         return {
             "protocol": self.protocol,
             "fingerprint": self.fingerprint,
@@ -95,6 +105,7 @@ class Interface:
             "output": _type_dict(self.output),
             "offset": self.offset.tolist(),
             "guarantee": self.guarantee.as_dict(),
+            **coded,
         }
 
     @classmethod
@@ -111,6 +122,7 @@ class Interface:
             _type_from(data["output"]),
             np.asarray(data["offset"], dtype=np.float64),
             Guarantee.from_dict(data["guarantee"]),
+            encoding.from_dict(data["encoding"]) if "encoding" in data else None,
         )._checked()
 
     def _checked(self) -> Interface:
@@ -118,6 +130,7 @@ class Interface:
         sound = {
             "protocol": isinstance(self.protocol, str) and isinstance(self.fingerprint, str),
             "input": all(scale > 0 for scale in self.input.scale),
+            "encoding": self.encoding is None or self.encoding.coded == self.input.shape,
             "offset": self.offset.shape in ((1,), self.output.shape[:1]) and bool(np.isfinite(self.offset).all()),
         }
         wrong = [name for name, good in sound.items() if not good]

@@ -24,7 +24,7 @@ def encrypt(
     """Quantize and encrypt inputs."""
     interface, half = roles.read_client_half(bundle)
     keys = read_keys(secret, None, half)
-    units = interface.quantize(read_input(input, index or [], interface.input.shape))
+    units = interface.quantize(read_input(input, index or [], interface.shape))
     with console.phase(f"encrypt {len(units)} inputs", json):
         messages = backends.load(interface.protocol).client(half).encrypt(units, keys)
     written = [roles.describe(path) for path in roles.write_parties(out, messages)]

@@ -27,7 +27,7 @@ def predict(
     """Predict with a bundle or a network. Encrypted, this makes keys, encrypts, runs every server here and decrypts."""
     compiled = _open(model, protocol, json)
     try:
-        x = read_input(input, index or [], compiled.interface.input.shape)
+        x = read_input(input, index or [], compiled.interface.shape)
         title = f"{mode} prediction of {len(x)} under {compiled.protocol}"
         details: dict[str, Any] = {"mode": mode}
         with console.phase(title, json):

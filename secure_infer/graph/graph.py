@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_infer.errors import InvalidInput, Problem, UnsupportedNetwork
+from secure_infer.graph.encoding import Encoding
 from secure_infer.graph.ops import Op
 from secure_infer.graph.types import ACCUMULATOR_BITS, Integers, TensorType, TypeProblem
 
@@ -42,6 +43,7 @@ class Graph:
         output: Name of the node whose value is the result.
         offset: Real values, one for each index of the output's first axis (or one for all), that the client adds after
             scaling: `real = scale * integer + offset`.
+        encoding: How a client makes the input's integers from reals; None: by the scale of the input's type.
         types: Type of every value, by name; derived.
 
     Raises:
@@ -52,6 +54,7 @@ class Graph:
     nodes: tuple[Node, ...]
     output: str
     offset: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    encoding: Encoding | None = None
     types: Mapping[str, TensorType] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,18 +91,18 @@ class Graph:
         return self.types[node.inputs[0]]
 
     def quantize(self, x: npt.ArrayLike) -> Integers:
-        """Real inputs to the integers that the graph reads: `round(x / scale)`.
+        """Real inputs to the integers that the graph reads: `round(x / scale)`, or what its encoding says.
 
         Args:
-            x: Reals, shape `(n, *input shape)`.
+            x: Reals, shape `(n, *input shape)`; with an encoding `(n, *encoding.shape)`.
 
         Returns:
-            Integers of the same shape.
+            Integers, shape `(n, *input shape)`.
 
         Raises:
             InvalidInput: Wrong shape, not numbers, NaN or infinite, or out of range by more than one unit.
         """
-        return quantize(self.input, x)
+        return quantize(self.input, x, self.encoding)
 
     def dequantize(self, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Outputs in integer units, shape `(n, *output shape)`, to reals: `scale * y + offset`."""
@@ -123,16 +126,17 @@ def as_array(x: Any, where: str = "input") -> npt.NDArray[Any]:
         ) from error
 
 
-def quantize(kind: TensorType, x: npt.ArrayLike) -> Integers:
-    """`Graph.quantize` for somebody who holds only the input's type, as a client does."""
+def quantize(kind: TensorType, x: npt.ArrayLike, encoding: Encoding | None = None) -> Integers:
+    """`Graph.quantize` for somebody who holds only the input's type and encoding, as a client does."""
     values = as_array(x)
     if values.dtype.kind not in "buif":
         raise InvalidInput(
             "The input is not numeric.",
             [Problem("input", f"Expected an array of numbers, got dtype {values.dtype}.", "pass a float array.")],
         )
-    if values.shape[1:] != kind.shape or values.ndim != len(kind.shape) + 1:
-        expected = ("n", *kind.shape)
+    shape = kind.shape if encoding is None else encoding.shape
+    if values.shape[1:] != shape or values.ndim != len(shape) + 1:
+        expected = ("n", *shape)
         raise InvalidInput(
             "The input has a wrong shape.",
             [
@@ -149,20 +153,27 @@ def quantize(kind: TensorType, x: npt.ArrayLike) -> Integers:
         bad = int(np.count_nonzero(~np.isfinite(values)))
         problems.append(Problem("input", f"{bad} values are NaN or infinite.", "clean the data first."))
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    units = np.rint(values / kind.scale_array())
+    units = np.rint(values / kind.scale_array() if encoding is None else encoding.units(values))
     outside = (units < kind.low - 1) | (units > kind.high + 1)
     if outside.any():
         low, high = (float(bound * s) for bound, s in ((kind.low, min(kind.scale)), (kind.high, max(kind.scale))))
+        span = f" [{low:.4g}, {high:.4g}]" if encoding is None else f" of features {_first(outside.any(axis=0))}"
         problems.append(
             Problem(
                 "input",
-                f"{int(outside.sum())} values lie outside the calibrated range [{low:.4g}, {high:.4g}].",
+                f"{int(outside.sum())} values lie outside the calibrated range{span}.",
                 "scale the data as in calibration, or compile again with calibration data that covers it.",
             )
         )
     if problems:
         raise InvalidInput("The input can't be quantized.", problems)
     return np.asarray(np.clip(units, kind.low, kind.high), dtype=np.int64)
+
+
+def _first(wrong: npt.NDArray[np.bool_]) -> str:
+    """The first few indices that are true."""
+    found = np.flatnonzero(wrong)
+    return ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
 
 
 def dequantize(kind: TensorType, offset: npt.NDArray[np.float64], y: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -207,6 +218,9 @@ def _infer(graph: Graph) -> tuple[dict[str, TensorType], list[Problem]]:
             )
             continue
         types[node.name] = inferred
+    if graph.encoding is not None and graph.encoding.coded != graph.input.shape:
+        what = f"The encoding makes rows of shape {graph.encoding.coded}, the input has {graph.input.shape}."
+        problems.append(Problem(INPUT, what, "give the input the shape that the encoding makes."))
     if graph.output not in seen:
         problems.append(Problem(graph.output, "The output names no value.", "name one of the nodes."))
     elif graph.output in types and graph.offset.shape not in ((1,), types[graph.output].shape[:1]):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from secure_infer.errors import BundleError, Problem
+from secure_infer.graph import encoding
 from secure_infer.graph.graph import Graph, Node
 from secure_infer.graph.ops import OPS, Op
 from secure_infer.graph.types import TensorType
@@ -39,6 +40,8 @@ def to_bytes(graph: Graph) -> tuple[bytes, bytes]:
         "output": graph.output,
         "nodes": nodes,
     }
+    if graph.encoding is not None:
+        head["encoding"] = encoding.to_dict(graph.encoding)
     return json.dumps(head, indent=1).encode(), save(arrays)
 
 
@@ -67,7 +70,8 @@ def from_bytes(head: bytes, weights: bytes) -> Graph:
         nodes = tuple(_node(entry, arrays) for entry in data["nodes"])
         kind = data["input"]
         input_type = TensorType(tuple(kind["shape"]), kind["low"], kind["high"], tuple(kind["scale"]))
-        return Graph(input_type, nodes, data["output"], arrays["offset"])
+        coded = encoding.from_dict(data["encoding"]) if "encoding" in data else None
+        return Graph(input_type, nodes, data["output"], arrays["offset"], coded)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _unreadable(error) from error
     except Exception as error:
