@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secure_infer.client import Client
+    from secure_infer.client_async import AsyncClient
     from secure_infer.compiler import Compiled, compile, load
     from secure_infer.nn.check import check
     from secure_infer.nn.fix import fix
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
+    "AsyncClient": "secure_infer.client_async",
     "Client": "secure_infer.client",
     "Compiled": "secure_infer.compiler",
     "check": "secure_infer.nn.check",
@@ -30,7 +32,7 @@ _HOMES = {
     "load_model": "secure_infer.zoo",
 }
 
-__all__ = ["Client", "Compiled", "check", "compile", "fix", "load", "load_model"]
+__all__ = ["AsyncClient", "Client", "Compiled", "check", "compile", "fix", "load", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from secure_infer.backends.base import Keys, Values
 from secure_infer.errors import BundleError, DecryptionError, KeyMismatch, Problem, UsageError
 from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
-from secure_infer.wire.transport import InProcess, Transport
+from secure_infer.wire.access import Access
+from secure_infer.wire.http import Http
+from secure_infer.wire.talk import Progress
+from secure_infer.wire.transport import Answer, InProcess, Transport
 
 SECRET, EVALUATION = "secret-key", "evaluation-keys"
 
@@ -32,7 +35,8 @@ class Prediction:
     Attributes:
         outputs: Reals, shape `(n, *output shape)`, as the network itself would give them.
         values: The same in units of the output's scale.
-        wall_s: Seconds by phase: encrypt, run, decrypt.
+        wall_s: Seconds by phase: encrypt, run, decrypt; over a network upload (of keys that the server had lost),
+            queue, load, run and transfer in between.
         cpu_s: Seconds of CPU by phase; `run` counts every party.
         bytes: Bytes of the messages to and from all servers: input, output.
         statistics: What the parties counted (rounds, bytes between them), where the protocol has such counts.
@@ -62,17 +66,15 @@ class Stopwatch:
         self.cpu_s[name] = time.process_time() - cpu
 
 
-class Client:
-    """Encrypted prediction with one model. Threads may share it: their requests wait for one another.
+class ClientSide:
+    """What a client does by itself, whatever the way to its servers: keys, encryption, decryption.
 
     Args:
-        transport: The way to the servers.
-        key_cache: Folder in which keys are kept between runs (files of mode 0600); None keeps them in memory only.
+        data: The model's public half.
+        key_cache: Folder in which keys are kept between runs; None keeps them in memory only.
     """
 
-    def __init__(self, transport: Transport, key_cache: str | Path | None = None) -> None:
-        self._transport = transport
-        data = transport.client_half()
+    def __init__(self, data: bytes, key_cache: str | Path | None = None) -> None:
         self.interface, self._half = bundle.unpack_client_half(data)
         self._role = backends.load(self.interface.protocol).client(self._half)
         self._cache = Path(key_cache) if key_cache is not None else None
@@ -81,19 +83,96 @@ class Client:
         self._lock = threading.RLock()
         self.stopwatch = Stopwatch()
 
+    def _made(self) -> Keys:
+        """Keys from the cache, or new ones; not uploaded yet."""
+        return self._fresh() if self._cache is None else self._cached(self._cache / key_set(self._half)[:32])
+
+    def _fresh(self) -> Keys:
+        with self.stopwatch.phase("keygen"):
+            return self._role.keygen()
+
+    def _cached(self, folder: Path) -> Keys:
+        """The keys in a folder; made there if it does not hold both. Both files there are always of one pair."""
+        paths = folder / SECRET, folder / EVALUATION
+        if not all(path.exists() for path in paths):
+            with files.locked(folder):
+                if not all(path.exists() for path in paths):
+                    keys = self._fresh()
+                    write_keys(keys, *paths, self._half)
+                    return keys
+        return read_keys(*paths, self._half)
+
+    def _encrypt(self, units: Integers, keys: Keys, watch: Stopwatch) -> tuple[bytes, ...]:
+        with self._lock, watch.phase("encrypt"):
+            return self._role.encrypt(units, keys)
+
+    def _decrypt(
+        self, messages: Sequence[bytes], answer: Answer, keys: Keys, watch: Stopwatch, count: int
+    ) -> Prediction:
+        with self._lock, watch.phase("decrypt"):
+            values = self._role.decrypt(answer.replies, keys)
+        if len(values) != count:
+            raise DecryptionError(
+                "The reply answers another request.",
+                [Problem("reply", f"It holds {len(values)} outputs for {count} inputs.", "send the request again.")],
+            )
+        traffic = {"input": sum(map(len, messages)), "output": sum(map(len, answer.replies))}
+        served = answer.phases or {"run": answer.wall_s}
+        wall = {"encrypt": watch.wall_s["encrypt"], **served, "decrypt": watch.wall_s["decrypt"]}
+        cpu = {"encrypt": watch.cpu_s["encrypt"], "run": answer.cpu_s, "decrypt": watch.cpu_s["decrypt"]}
+        return Prediction(self.interface.dequantize(values), values, wall, cpu, traffic, answer.statistics)
+
+
+class Client(ClientSide):
+    """Encrypted prediction with one model. Threads may share it.
+
+    Args:
+        transport: The way to the servers.
+        key_cache: Folder in which keys are kept between runs (files of mode 0600); None keeps them in memory only.
+    """
+
+    def __init__(self, transport: Transport, key_cache: str | Path | None = None) -> None:
+        self._transport = transport
+        super().__init__(transport.client_half(), key_cache)
+
     @classmethod
-    def connect(cls, address: str | Path, *, key_cache: str | Path | None = None) -> Client:
-        """A client of the bundle at a path, whose servers it starts on this machine.
+    def connect(
+        cls,
+        address: str | Path | Sequence[str],
+        *,
+        key_cache: str | Path | None = None,
+        model: str = "",
+        progress: Progress | None = None,
+        **access: Any,
+    ) -> Client:
+        """A client of a model on a server; or of the bundle at a path, whose servers it starts on this machine.
+
+        Args:
+            address: `https://host:port`, the addresses of all parties in order, or the path of a bundle.
+            key_cache: Folder in which keys are kept between runs; None keeps them in memory only.
+            model: Name under which the server has it; may be left out if it has only one.
+            progress: Called with (bytes, total bytes) while evaluation keys are uploaded.
+            access: `token`, `ca`, `certificate`, `timeout`, `retries`, `patience`: see `wire.access.Access`.
 
         Raises:
-            UsageError: A URL; or an absent file.
+            UsageError: An absent file, an unknown model, or addresses that can't be used.
+            AccessDenied: No valid token; or one that would travel in the clear.
+            ProtocolError: The server can't be reached.
         """
-        if "://" in str(address):
+        urls = addresses(address)
+        if urls:
+            transport = Http(urls, model, Access.of(access), progress)
+            try:
+                return cls(transport, key_cache)
+            except BaseException:
+                transport.close()
+                raise
+        if model or access:
             raise UsageError(
-                "This version has no network transport.",
-                [Problem(str(address), "Only bundles on this machine can be reached.", "give the path of a bundle.")],
+                "A bundle on this machine takes no such arguments.",
+                [Problem(name, "It is for servers.", "leave it out, or give a URL.") for name in ("model", *access)],
             )
-        _, interface, program = bundle.load(address)
+        _, interface, program = bundle.load(str(address))
         parties = backends.load(interface.protocol).servers(program.servers)
         return cls(InProcess(bundle.pack_client_half(interface, program.client), parties), key_cache)
 
@@ -117,55 +196,31 @@ class Client:
         Raises:
             InvalidInput: Wrong shape or type, NaN, or outside the calibrated range; nothing is sent.
             DecryptionError: The reply does not decrypt.
+            AccessDenied, LimitExceeded: The server does not permit it, or not now.
             ProtocolError: A server failed.
         """
-        with self._lock:
-            return self._infer(self.interface.quantize(x))
-
-    def _infer(self, units: Integers) -> Prediction:
+        units = self.interface.quantize(x)
         keys, watch = self.keys(), Stopwatch()
-        with watch.phase("encrypt"):
-            messages = self._role.encrypt(units, keys)
+        messages = self._encrypt(units, keys, watch)
         answer = self._transport.infer(messages, self._key_name)
-        with watch.phase("decrypt"):
-            values = self._role.decrypt(answer.replies, keys)
-        if len(values) != len(units):
-            raise DecryptionError(
-                "The reply answers another request.",
-                [
-                    Problem(
-                        "reply", f"It holds {len(values)} outputs for {len(units)} inputs.", "send the request again."
-                    )
-                ],
-            )
-        traffic = {"input": sum(map(len, messages)), "output": sum(map(len, answer.replies))}
-        wall = {"encrypt": watch.wall_s["encrypt"], "run": answer.wall_s, "decrypt": watch.wall_s["decrypt"]}
-        cpu = {"encrypt": watch.cpu_s["encrypt"], "run": answer.cpu_s, "decrypt": watch.cpu_s["decrypt"]}
-        return Prediction(self.interface.dequantize(values), values, wall, cpu, traffic, answer.statistics)
+        return self._decrypt(messages, answer, keys, watch, len(units))
 
     def keys(self) -> Keys:
         """This client's keys: made (or read from the cache) and uploaded on first use."""
         with self._lock:
             if self._keys is None:
-                keys = self._fresh() if self._cache is None else self._cached(self._cache / key_set(self._half)[:32])
-                self._key_name = self._transport.upload(keys.evaluation)
+                keys = self._made()
+                with self.stopwatch.phase("upload"):
+                    self._key_name = self._transport.upload(keys.evaluation)
                 self._keys = keys
             return self._keys
 
-    def _fresh(self) -> Keys:
-        with self.stopwatch.phase("keygen"):
-            return self._role.keygen()
 
-    def _cached(self, folder: Path) -> Keys:
-        """The keys in a folder; made there if it does not hold both. Both files there are always of one pair."""
-        paths = folder / SECRET, folder / EVALUATION
-        if not all(path.exists() for path in paths):
-            with files.locked(folder):
-                if not all(path.exists() for path in paths):
-                    keys = self._fresh()
-                    write_keys(keys, *paths, self._half)
-                    return keys
-        return read_keys(*paths, self._half)
+def addresses(address: str | Path | Sequence[str]) -> list[str]:
+    """The URLs that an address consists of; none if it is a path."""
+    if isinstance(address, (str, Path)):
+        return [str(address)] if "://" in str(address) else []
+    return [str(url) for url in address]
 
 
 def key_set(half: bytes) -> str:

@@ -3,10 +3,15 @@
     GET    /v1/models                      application/json   {"models": [{name, protocol, party, parties, ...}]}
     GET    /v1/models/{model}/client-half  octet-stream       the public half of a bundle; ETag is its SHA-256
     HEAD   /v1/keys/{sha256}               -                  200 and both Upload-* headers, or 404
-    PUT    /v1/keys/{sha256}               octet-stream       Content-Range: bytes a-b/total; 201 whole, 202 part
+    PUT    /v1/keys/{sha256}               octet-stream       Content-Range: bytes a-b/total; 201 whole, 202 part;
+                                                              409 and Upload-Offset if a is not where the upload stopped
     DELETE /v1/keys/{sha256}               -                  204
-    POST   /v1/models/{model}/infer        octet-stream       Evaluation-Keys, Idempotency-Key -> Server-Timing
+    POST   /v1/models/{model}/infer        octet-stream       Evaluation-Keys, Idempotency-Key -> Server-Timing;
+                                                              409 KeyMismatch if the keys have to be uploaded again
     GET    /healthz  /readyz  /metrics  /openapi.json
+
+All but /healthz, /readyz and /openapi.json want `Authorization: Bearer TOKEN`. A problem document whose reply has a
+Retry-After header may go away: the same request, with the same Idempotency-Key, may be sent again after that time.
 
 A party of a multi-party protocol has a front of its own with the same paths; a client sends it that party's message.
 """
@@ -26,11 +31,15 @@ EVALUATION_KEYS = "Evaluation-Keys"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 """32 lower-case hexadecimal digits, drawn by the client for each request and kept through its retries. Both fronts of a
 two-party protocol are sent the same."""
+PARTY = "Secure-Infer-Party"
+"""Of a client half: which server party this is, of how many: "0/1", "1/2"."""
 UPLOAD_OFFSET, UPLOAD_LENGTH = "Upload-Offset", "Upload-Length"
 SERVER_TIMING = "Server-Timing"
 """queue;dur=, load;dur=, run;dur=, cpu;dur=: milliseconds."""
 STATISTICS = "Secure-Infer-Statistics"
 """JSON: what the server party counted."""
+REPLAYED = "Idempotency-Replayed"
+"""On a reply that was kept from an earlier try of the same request."""
 SCOPES = ("models", "keys", "infer", "metrics")
 """What a token may be good for: read models, upload keys, ask, read metrics."""
 
@@ -64,6 +73,11 @@ def problem(error: SecureInferError, status: int, instance: str = "") -> dict[st
 
 
 _KINDS: Mapping[str, type[SecureInferError]] = {kind.__name__: kind for kind in STATUS}
+_BARE: Mapping[int, type[SecureInferError]] = {
+    401: errors.AccessDenied,
+    403: errors.AccessDenied,
+    404: errors.UsageError,
+}
 
 
 def error_of(document: Any, status: int) -> SecureInferError:
@@ -76,7 +90,8 @@ def error_of(document: Any, status: int) -> SecureInferError:
             return errors.LimitExceeded(str(document["title"]), problems, retry_after=float(after))
         return kind(str(document["title"]), problems)
     except (AttributeError, KeyError, TypeError, ValueError):
-        return ProtocolError(
+        # The reply to a HEAD has no body, and a proxy's has another.
+        return _BARE.get(status, ProtocolError)(
             f"The server answered with status {status}.",
-            [Problem("server", "It gave no readable reason.", "check its address, and its log.")],
+            [Problem("server", "It gave no readable reason.", "check its address, your token, and its log.")],
         )

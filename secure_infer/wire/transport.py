@@ -22,12 +22,14 @@ class Answer:
         wall_s: Seconds from the first message in to the last reply out, on the server side.
         cpu_s: Seconds of CPU that all parties spent.
         statistics: What the parties counted (rounds, bytes between them ...), where the protocol has such counts.
+        phases: Seconds by phase of `wall_s` over a network: upload, queue, load, run, transfer.
     """
 
     replies: tuple[bytes, ...]
     wall_s: float
     cpu_s: float
     statistics: Mapping[str, float] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class Transport(Protocol):
