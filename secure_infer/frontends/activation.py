@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from secure_infer.frontends.builder import Value
-from secure_infer.frontends.context import Context, PolynomialLayer, SignLayer, handles, to_numpy
+from secure_infer.frontends.context import Context, LevelsLayer, PolynomialLayer, SignLayer, handles, to_numpy
 from secure_infer.frontends.polynomial import polynomial
 from secure_infer.frontends.quantize import Grid, RealFunction, Reals, activation_grid, thresholds
 from secure_infer.graph import Lookup, QuantRelu, Sign
@@ -88,6 +88,13 @@ def _sign(ctx: Context, node: fx.Node, layer: Any) -> Value:
     scale = float(layer.sign_scale())
     function = _function(*ctx.waiting(node), layer)
     return step(ctx, node.name, ctx.value(node), lambda r: np.sign(function(r)), Grid(scale, -1, 1))
+
+
+@handles("LevelsLayer")
+def _levels(ctx: Context, node: fx.Node, layer: Any) -> Value:
+    assert isinstance(layer, LevelsLayer)
+    function = _function(*ctx.waiting(node), layer)
+    return step(ctx, node.name, ctx.value(node), function, Grid(1.0, 0, int(layer.top_level())))
 
 
 @handles(*QUANTIZED)
@@ -180,7 +187,7 @@ def joins_next(node: fx.Node, layers: Any) -> bool:
     if len(users) != 1 or users[0] not in layers:
         return False
     layer: nn.Module = layers[users[0]]
-    return isinstance(layer, SignLayer) or bool(
+    return isinstance(layer, SignLayer | LevelsLayer) or bool(
         getattr(layer, "is_act_quant_enabled", False) and not getattr(layer, "is_input_quant_enabled", False)
     )
 
@@ -197,7 +204,7 @@ def require_possible(layer: nn.Module, protocol: str) -> None:
         TypeProblem: CKKS, and not a polynomial.
     """
     name = type(layer).__name__
-    steps = name in (*MONOTONE, *CURVED, *QUANTIZED) or isinstance(layer, SignLayer)
+    steps = name in (*MONOTONE, *CURVED, *QUANTIZED) or isinstance(layer, SignLayer | LevelsLayer)
     if protocol == "ckks" and steps:
         raise TypeProblem(f"CKKS can't evaluate {name}: it adds and multiplies only.", CKKS_FIX)
     if protocol == "ckks" and name in ("MaxPool2d", "QuantMaxPool2d"):

@@ -44,6 +44,15 @@ class PolynomialLayer(Protocol):
         ...
 
 
+@runtime_checkable
+class LevelsLayer(Protocol):
+    """An activation that rounds to an integer and clips to 0 ... `top_level()`."""
+
+    def top_level(self) -> int:
+        """The greatest output."""
+        ...
+
+
 @dataclass(frozen=True)
 class Precision:
     """Bits for what a network does not quantize itself.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secure_infer.errors import InvalidInput, Problem, SecureInferError, UnsupportedNetwork
-from secure_infer.frontends.context import HANDLERS, IntegerWeight, PolynomialLayer, SignLayer, to_numpy
+from secure_infer.frontends.context import HANDLERS, IntegerWeight, LevelsLayer, PolynomialLayer, SignLayer, to_numpy
 
 _SAMPLES = 512
 _COMPARED = 32
@@ -25,6 +25,8 @@ def handler_name(layer: nn.Module) -> str | None:
     """The name under which a layer's handler is registered; None if there is none."""
     if isinstance(layer, SignLayer):
         return "SignLayer"
+    if isinstance(layer, LevelsLayer):
+        return "LevelsLayer"
     if isinstance(layer, PolynomialLayer):
         return "PolynomialLayer"
     if isinstance(layer, IntegerWeight):
