@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secure_infer.errors import Problem, UsageError
+from secure_infer.nn.integers import IntegerConv2d, IntegerLinear, Levels, ShiftNorm2d
 from secure_infer.nn.layers import BinaryLinear, PolynomialActivation, Sign
 
 Architecture = Callable[..., nn.Sequential]
@@ -76,6 +77,37 @@ def quantized_cnn(
     return nn.Sequential(*layers, _linear(size, classes, next(bits), bias=True))
 
 
+def integer_cnn(
+    *,
+    image: Sequence[int],
+    classes: int,
+    convolutions: Sequence[Sequence[int]],
+    input_bits: int,
+    weight_bits: Sequence[int],
+    activation_bits: int,
+    step: float,
+) -> nn.Sequential:
+    """A convolutional network each of whose activations is one narrow look-up under TFHE.
+
+    Args:
+        image: Channels, height and width of the input.
+        classes: Outputs.
+        convolutions: For each: output channels, width of the kernel, stride, zeros around its input.
+        input_bits: Bits of a pixel.
+        weight_bits: Bits of the weights of each layer, 2 or more.
+        activation_bits: Bits of an activation.
+        step: Standard deviations of a sum that a step of an activation should be; it is rounded to powers of two.
+    """
+    depth, height, width = image
+    # Pixels are multiples of a power of two, lest the sums be of another number.
+    layers: list[nn.Module] = [_pixels(input_bits, top=1 - 0.5**input_bits)]
+    for (number, kernel, stride, padding), bits in zip(convolutions, weight_bits, strict=False):
+        layers.append(IntegerConv2d(depth, number, kernel, bits, stride=stride, padding=padding))
+        layers += [ShiftNorm2d(number, step), Levels(activation_bits)]
+        depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+    return nn.Sequential(*layers, nn.Flatten(), IntegerLinear(depth * height * width, classes, weight_bits[-1]))
+
+
 def polynomial_cnn(
     *,
     image: Sequence[int],
@@ -114,7 +146,8 @@ def polynomial_cnn(
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    function.__name__.replace("_", "-"): function for function in (binary_mlp, quantized_cnn, polynomial_cnn)
+    function.__name__.replace("_", "-"): function
+    for function in (binary_mlp, quantized_cnn, integer_cnn, polynomial_cnn)
 }
 """Networks by the name that a recipe gives."""
 
@@ -157,8 +190,8 @@ def _linear(inputs: int, outputs: int, bits: int, bias: bool) -> nn.Module:
     return quant_linear(inputs, outputs, bits, bias)
 
 
-def _pixels(bits: int) -> nn.Module:
-    """Round pixels in [0, 1] to `bits` bits; the scale is fixed, so no pixel is ever out of range."""
+def _pixels(bits: int, top: float = 1.0) -> nn.Module:
+    """Round pixels in [0, 1] to `bits` bits, the greatest of which means `top`; the scale is fixed."""
     from secure_infer.nn.quantizers import quant_identity
 
-    return quant_identity(bits, signed=False, scaling_impl_type="const", scaling_init=1.0)
+    return quant_identity(bits, signed=False, scaling_impl_type="const", scaling_init=top)

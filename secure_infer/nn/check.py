@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secure_infer.errors import Problem, UsageError
+from secure_infer.nn.integers import ShiftNorm2d
 
 PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
 
@@ -41,6 +42,7 @@ _SAME = {
     "unflatten": "flatten",
     "pow": "square",
     "signlayer": "sign",
+    "shiftnorm2d": "batchnorm2d",
 }
 
 
@@ -100,7 +102,7 @@ class _Untraceable(Exception):
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = m.__module__.startswith(("torch.nn", "torch.ao.nn", "brevitas.")) and not isinstance(m, nn.Sequential)
-        return own or _exported(m) is not None
+        return own or isinstance(m, ShiftNorm2d) or _exported(m) is not None
 
 
 def trace(net: nn.Module) -> fx.GraphModule:
@@ -154,10 +156,8 @@ def _arithmetic(node: fx.Node, data: list[fx.Node]) -> Iterator[Finding]:
 
 def _exported(layer: nn.Module) -> str | None:
     """The kind of a layer that tells its integer or polynomial form itself."""
-    for method, kind in (("sign_scale", "sign"), ("polynomial", "square"), ("integer_weight", "linear")):
-        if hasattr(layer, method):
-            return kind
-    return None
+    kinds = {"sign_scale": "sign", "top_level": "relu", "polynomial": "square", "integer_weight": "linear"}
+    return next((kind for method, kind in kinds.items() if hasattr(layer, method)), None)
 
 
 def _kind(layer: nn.Module) -> str:

@@ -35,6 +35,7 @@ class Training:
         range_penalty: Weight in the loss of inputs that leave the range of a polynomial activation.
         sparsity: Weight in the loss of the mean magnitude of weights, which narrows accumulators.
         threads: CPU threads; part of what makes a result reproducible.
+        bfloat16: Whether to multiply in bfloat16, twice as fast for convolutions where the CPU has it.
     """
 
     epochs: int
@@ -52,6 +53,7 @@ class Training:
     range_penalty: float = 0.0
     sparsity: float = 0.0
     threads: int = 1
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)

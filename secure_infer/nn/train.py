@@ -153,6 +153,8 @@ def _fit(net: nn.Module, data: Dataset, plan: Training, progress: bool) -> Itera
     images, labels = torch.as_tensor(data.x_train[chosen]), torch.as_tensor(data.y_train[chosen])
     steps = len(images) // plan.batch_size or 1
     seen = min(len(images), steps * plan.batch_size)
+    if plan.bfloat16:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(net, plan)
     schedule = _schedule(optimizer, plan, steps)
     for _ in _bar(plan.epochs, progress):
@@ -161,7 +163,8 @@ def _fit(net: nn.Module, data: Dataset, plan: Training, progress: bool) -> Itera
         order = torch.randperm(len(images))
         for batch in torch.tensor_split(order[:seen], steps):
             x, y = augment(images[batch], plan), labels[batch]
-            logits = _logits(net, x)
+            with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
+                logits = _logits(net, x).float()
             loss = _loss(net, logits, y, plan)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

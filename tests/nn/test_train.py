@@ -173,5 +173,5 @@ def test_wrong_parameters_of_an_architecture_are_listed() -> None:
     with pytest.raises(UsageError) as caught:
         build("binary-mlp", {"inputs": 4, "classes": 2, "hidden": [2], "input_bits": 1, "depth": 3})
     assert {p.where for p in caught.value.problems} == {"depth", "weight_bits"}
-    with pytest.raises(UsageError, match="binary-mlp, quantized-cnn, polynomial-cnn"):
+    with pytest.raises(UsageError, match="binary-mlp, .*polynomial-cnn"):
         build("transformer", {})
