@@ -668,7 +668,7 @@ def _connected(timeout: float = 5.0) -> tuple[Channel, Channel]:
     ]
     with ThreadPoolExecutor(1) as threads:
         accepted = threads.submit(lambda: [gates[0].accept("party 1") for _ in range(2)])
-        called = [gates[1].call("party 0", gates[0].port) for _ in range(2)]
+        called = [gates[1].call("party 0", ("127.0.0.1", gates[0].port)) for _ in range(2)]
         inbound, outbound = accepted.result()
     for gate in gates:
         gate.close()
@@ -721,9 +721,9 @@ def test_strangers_are_turned_away() -> None:
         with socket.create_connection(("127.0.0.1", gate.port)) as plain:
             plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
         # Under TLS 1.3 a client learns that it was refused only when it reads.
-        with contextlib.suppress(ProtocolError, OSError), outside.call("party 0", gate.port) as refused:
+        with contextlib.suppress(ProtocolError, OSError), outside.call("party 0", ("127.0.0.1", gate.port)) as refused:
             assert not refused.recv(1)
-        inside.call("party 0", gate.port).close()
+        inside.call("party 0", ("127.0.0.1", gate.port)).close()
         accepted.result(10).close()
 
 
@@ -735,7 +735,7 @@ def test_an_impostor_that_listens_is_not_talked_to() -> None:
         threads = stack.enter_context(ThreadPoolExecutor(1))
         accepted = threads.submit(impostor.accept, "party 0")
         with pytest.raises(ProtocolError, match="does not hold the certificate"):
-            gate.call("party 1", impostor.port)
+            gate.call("party 1", ("127.0.0.1", impostor.port))
         with pytest.raises(ProtocolError, match="did not connect"):
             accepted.result()
 

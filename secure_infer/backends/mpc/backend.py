@@ -124,34 +124,42 @@ def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Pla
     """
     if len(halves) != PARTIES:
         raise BundleError(f"Expected {PARTIES} server halves, got {len(halves)}.")
-    parts = []
-    for party, (half, expected) in enumerate(zip(halves, (3, 1), strict=True)):
-        received = frame.unpack(half, KIND)
-        if received.meta.get("party") != party or len(received.parts) != expected:
-            raise BundleError(
-                f"This is not the half of party {party}.",
-                [
-                    Problem(
-                        KIND,
-                        "It belongs to another party, or holds more or less than that party may hold.",
-                        "pass the halves in order, as compiled.",
-                    )
-                ],
-            )
-        parts.append(received.parts)
-    public = Plan.from_bytes(parts[1][0])
-    if parts[0][0] != parts[1][0]:
+    (first, _), (second, public) = (unpack_half(half, party) for party, half in enumerate(halves))
+    if first[0] != second[0]:
         raise BundleError(
             "The halves belong to different models.",
             [Problem(KIND, "Their plans differ.", "use the halves of one bundle.")],
         )
-    graph = store.from_bytes(*parts[0][1:])
-    if plan(graph, public.model, public.provider, public.timeout).to_bytes() != parts[1][0]:
+    return [first, second], public
+
+
+def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
+    """The parts of one party's half, and its plan.
+
+    Raises:
+        BundleError: Another party's half, weights in the half of party 1, or weights that do not fit the plan.
+    """
+    received = frame.unpack(half, KIND)
+    if received.meta.get("party") != party or len(received.parts) != (3, 1)[party]:
         raise BundleError(
-            "The weights of party 0 do not fit the plan.",
-            [Problem(KIND, "They belong to another network.", "fetch or compile the model again.")],
+            f"This is not the half of party {party}.",
+            [
+                Problem(
+                    KIND,
+                    "It belongs to another party, or holds more or less than that party may hold.",
+                    "pass the halves in order, as compiled.",
+                )
+            ],
         )
-    return parts, public
+    public = Plan.from_bytes(received.parts[0])
+    if party == 0:
+        graph = store.from_bytes(*received.parts[1:])
+        if plan(graph, public.model, public.provider, public.timeout).to_bytes() != received.parts[0]:
+            raise BundleError(
+                "The weights of party 0 do not fit the plan.",
+                [Problem(KIND, "They belong to another network.", "fetch or compile the model again.")],
+            )
+    return received.parts, public
 
 
 def _require_crypten() -> None:

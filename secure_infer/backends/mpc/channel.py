@@ -1,7 +1,7 @@
 """Mutually authenticated TLS 1.3 between parties: lock-step messages with a time limit, counted exactly.
 
 Two parties hold two connections, one for each direction, so that both can send at once however large the messages are.
-Each party knows its peers by their certificates, made for one session; anybody else is turned away.
+Each party knows its peers by their certificates, which are pinned; anybody else is turned away.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ssl
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ from secure_infer.graph.types import Integers
 HOST = "127.0.0.1"
 _SMALL = 1 << 15  # what any socket buffer takes in at once
 _LONGEST_UNSIZED = 1 << 22
+_LONGEST_HANDSHAKE = 5.0  # seconds for which somebody who calls and says nothing keeps others waiting
+_RETRY = 0.2
+
+Address = tuple[str, int]
+"""Host and port."""
 
 
 def as_bytes(values: Integers) -> memoryview:
@@ -39,7 +45,7 @@ def as_bytes(values: Integers) -> memoryview:
 
 @dataclass(frozen=True)
 class Identity:
-    """A private key and its self-signed certificate, both PEM, for one session."""
+    """A private key and its self-signed certificate, both PEM."""
 
     key: bytes
     certificate: bytes
@@ -48,12 +54,12 @@ class Identity:
         return "Identity(key=hidden)"
 
 
-def new_identity(name: str) -> Identity:
-    """A fresh P-256 key with a certificate that says `name`, valid for a week."""
+def new_identity(name: str, days: float = 7) -> Identity:
+    """A fresh P-256 key with a certificate that says `name`, valid for `days`."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    hour, week = datetime.timedelta(hours=1), datetime.timedelta(days=7)
+    hour = datetime.timedelta(hours=1)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -61,7 +67,7 @@ def new_identity(name: str) -> Identity:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - hour)
-        .not_valid_after(now + week)
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -76,6 +82,12 @@ def lost(peer: str, what: str) -> ProtocolError:
         f"The {peer} {what}.",
         [Problem(peer, f"It {what}.", "start the servers again, and run all parties of a query at the same time.")],
     )
+
+
+def _deaf(listen: Address, error: OSError) -> ProtocolError:
+    where = f"{listen[0]}:{listen[1]}"
+    reason = error.strerror or type(error).__name__
+    return ProtocolError(f"Can't listen at {where}.", [Problem(where, f"{reason}.", "give another address.")])
 
 
 class Channel:
@@ -196,14 +208,23 @@ class Gate:
         identity: This party's key and certificate.
         peers: Certificates (PEM) of the peers, by name.
         timeout: Seconds to wait for a peer, at connection and at every later message.
+        listen: Where to listen; any free port of this machine by default.
+
+    Raises:
+        ProtocolError: It can't listen there.
     """
 
-    def __init__(self, identity: Identity, peers: Mapping[str, bytes], timeout: float) -> None:
+    def __init__(
+        self, identity: Identity, peers: Mapping[str, bytes], timeout: float, listen: Address = (HOST, 0)
+    ) -> None:
         self._identity, self._timeout = identity, timeout
         self._names = {ssl.PEM_cert_to_DER_cert(pem.decode()): name for name, pem in peers.items()}
         self._waiting: dict[str, list[ssl.SSLSocket]] = {name: [] for name in peers}
         self._trusted = b"".join(peers.values()).decode()
-        self._listener = socket.create_server((HOST, 0))
+        try:
+            self._listener = socket.create_server(listen)
+        except OSError as error:
+            raise _deaf(listen, error) from error
         self._listener.settimeout(timeout)
 
     @property
@@ -224,30 +245,42 @@ class Gate:
                 self._waiting[caller].append(connection)
         return self._waiting[peer].pop(0)
 
-    def call(self, peer: str, port: int) -> ssl.SSLSocket:
-        """Call `peer` at its port."""
-        try:
-            raw = socket.create_connection((HOST, port), self._timeout)
-        except OSError as error:
-            raise lost(peer, "does not listen") from error
+    def call(self, peer: str, address: Address) -> ssl.SSLSocket:
+        """Call `peer` until it listens: it may have been started later."""
+        raw = self._dial(peer, address)
         found, connection = self._handshake(raw, self._context(ssl.PROTOCOL_TLS_CLIENT))
         if connection is None or found != peer:
-            raise lost(peer, "does not hold the certificate of this session")
+            raise lost(peer, "does not hold the certificate that is pinned for it")
         return connection
+
+    def wait_forever(self) -> None:
+        """Set no time limit for the next caller."""
+        self._listener.settimeout(None)
 
     def close(self) -> None:
         """Stop listening."""
         self._listener.close()
 
+    def _dial(self, peer: str, address: Address) -> socket.socket:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return socket.create_connection(address, max(_RETRY, deadline - time.monotonic()))
+            except OSError as error:
+                if time.monotonic() + _RETRY > deadline:
+                    raise lost(peer, f"does not listen at {address[0]}:{address[1]}") from error
+            time.sleep(_RETRY)
+
     def _handshake(self, raw: socket.socket, context: ssl.SSLContext) -> tuple[str, ssl.SSLSocket | None]:
         """Name of the peer at the other end, and the connection; no connection if it is a stranger."""
-        raw.settimeout(self._timeout)
+        raw.settimeout(min(self._timeout, _LONGEST_HANDSHAKE))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             connection = context.wrap_socket(raw, server_side=context.protocol == ssl.PROTOCOL_TLS_SERVER)
         except OSError:
             raw.close()
             return "", None
+        connection.settimeout(self._timeout)
         name = self._names.get(connection.getpeercert(binary_form=True) or b"", "")
         if name:
             return name, connection

@@ -114,6 +114,8 @@ class MpcClient:
             raise DecryptionError("A reply can't be read.", error.problems) from error
         if first.session != second.session or first.values.shape != second.values.shape:
             raise _undecryptable("The replies answer different queries.")
+        if first.run != second.run:
+            raise _undecryptable("The replies come from different runs of the query.")
         return np.asarray(first.values + second.values)
 
     def _checked(self, x: Integers) -> Integers:

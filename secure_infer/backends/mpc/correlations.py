@@ -36,6 +36,10 @@ class Source(Protocol):
         """Drop the masks of a model that is unloaded."""
         ...
 
+    def ping(self) -> None:
+        """Make sure that the dealer is there."""
+        ...
+
     def ask(self, request: Request, size: Sequence[int] | None) -> Integers:
         """The answer to a request, of shape `size`; an empty array if `size` is None, as there is no answer."""
         ...
@@ -74,6 +78,11 @@ class RemoteDealer:
         self._schedules.clear()
         self._send([{"kind": "forget"}])
 
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        self._send([{"kind": "ping"}])
+        self._channel.receive_words((1,))
+
     def ask(self, request: Request, size: Sequence[int] | None) -> Integers:
         """The dealer's answer, asked for now or ahead."""
         if not self._ahead:
@@ -100,6 +109,9 @@ class LocalDealer:
     def forget(self) -> None:
         """Drop masks."""
         self._dealer.answer({"kind": "forget"})
+
+    def ping(self) -> None:
+        """It is here."""
 
     def ask(self, request: Request, size: Sequence[int] | None) -> Integers:
         """The answer, made here."""

@@ -16,7 +16,7 @@ QUERY, REPLY = "mpc-share", "mpc-reply"
 HEADER_BYTES = 8
 """What precedes a message between two parties: its length."""
 HANDSHAKE_BYTES = 64
-"""What both parties send first in a run: the query's session, and a digest of the batch's shape."""
+"""What both parties send first in a run: the query's session, a digest of the batch's shape, and 16 random bytes."""
 _NAME_DIGITS = 32
 
 
@@ -29,16 +29,19 @@ class Share:
         session: Name of the query, made afresh by the client, which both shares carry.
         party: Number of the party that it is for, or from.
         values: int64, shape `(n, *shape)`.
+        run: In replies, the name of the run that they come from: two replies of different runs add up to noise.
     """
 
     model: str
     session: str
     party: int
     values: Integers
+    run: str = ""
 
     def pack(self, kind: str) -> bytes:
         """The share as a frame of `kind`."""
         meta = {"model": self.model, "session": self.session, "party": self.party, "shape": list(self.values.shape)}
+        meta |= {"run": self.run} if self.run else {}
         return frame.pack(kind, [np.ascontiguousarray(self.values, dtype="<i8").tobytes()], meta)
 
 
@@ -79,7 +82,7 @@ def unpack(data: bytes, kind: str, model: str, party: int, shape: Shape) -> Shar
             [Problem(kind, what, "send each party the message that was made for it.") for what in problems],
         )
     values = np.frombuffer(received.parts[0], dtype="<i8").reshape(found).astype(np.int64)
-    return Share(model, str(session), party, values)
+    return Share(model, str(session), party, values, str(meta.get("run", ""))[:_NAME_DIGITS])
 
 
 def _shape(value: Any) -> Shape:

@@ -3,27 +3,32 @@
 Commands come in on standard input, answers go out on standard output, each a frame behind its length (8 bytes, little
 endian). Whatever a library prints goes to standard error. The process ends when its standard input does.
 
-    start    {role, peers, timeout, provider, threads}; key, certificate, peers' certificates   ->  {port}
-    connect  {ports}                                                                            ->  {}
+    start    {role, peers, timeout, provider, threads, listen}; key, certificate, peers' certificates   ->  {port}
+    connect  {addresses}                                                                        ->  {}
     load     {}; plan [, graph.json, weights.safetensors at party 0]                            ->  {}
     run      {}; a share                                   ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
     measure  {}                                                         ->  {primitive: seconds}
+    propose  {names}                                                    ->  {chosen}        party 0, see `meeting`
+    hear     {}                                                         ->  {names}         party 1
+    choose   {chosen}                                                   ->  {}              party 1
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import select
 import struct
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
-from secure_infer.backends.mpc import messages
-from secure_infer.backends.mpc.channel import Channel, Gate, Identity, lost
+from secure_infer.backends.mpc import meeting, messages
+from secure_infer.backends.mpc.channel import HOST, Address, Channel, Gate, Identity, lost
 from secure_infer.backends.mpc.dealer import Dealer, serve
 from secure_infer.backends.mpc.messages import HANDSHAKE_BYTES, HEADER_BYTES, QUERY, REPLY, Share
 from secure_infer.backends.mpc.plan import FIRST_PARTY, Plan
@@ -43,6 +48,7 @@ PARTY_NAMES = ("party 0", "party 1")
 DEALER_NAME = "dealer"
 COMMAND, ANSWER, FAILURE = "mpc-command", "mpc-answer", "mpc-failure"
 _STALE_QUERIES = 1000
+_NONCE_BYTES = 16
 
 
 def write_frame(pipe: BinaryIO, data: bytes) -> None:
@@ -90,7 +96,7 @@ class Party:
             raise ProtocolError("No model is loaded.")
         plan = self._evaluator.plan
         share = messages.unpack(command.parts[0], QUERY, plan.model, self._rank, plan.input_shape)
-        self._meet(share)
+        run = self._meet(share)
         started, burnt = time.perf_counter(), time.process_time()
         rounds, sent = self._peer.rounds - 1, self._peer.bytes_sent - HEADER_BYTES - HANDSHAKE_BYTES
         try:
@@ -105,7 +111,7 @@ class Party:
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - burnt,
         }
-        return statistics, [Share(share.model, share.session, self._rank, result).pack(REPLY)]
+        return statistics, [Share(share.model, share.session, self._rank, result, run).pack(REPLY)]
 
     def _evaluate(self, share: Integers) -> Integers:
         evaluator = cast("Evaluator", self._evaluator)
@@ -125,17 +131,39 @@ class Party:
         """Time one of each primitive."""
         return self._protocols.measure(), []
 
-    def _meet(self, share: Share) -> None:
-        """Make sure that the other party works on the same query; queries that it gave up are skipped."""
-        session = bytes.fromhex(share.session)
-        mine = (session + hashlib.sha256(repr(share.values.shape).encode()).digest()).ljust(HANDSHAKE_BYTES, b"\0")
-        theirs = bytes(self._peer.exchange(mine, HANDSHAKE_BYTES))
+    def propose(self, command: Frame) -> tuple[Mapping[str, Any], list[bytes]]:
+        """Party 0: propose queries to party 1; without any, make sure that the dealer is there as well."""
+        names = command.meta["names"]
+        if self._source and not names:
+            self._source.ping()
+        return {"chosen": meeting.propose(self._peer, names)}, []
+
+    def hear(self, command: Frame) -> tuple[Mapping[str, Any], list[bytes]]:
+        """Party 1: wait for a proposal."""
+        return {"names": meeting.hear(self._peer)}, []
+
+    def choose(self, command: Frame) -> tuple[Mapping[str, Any], list[bytes]]:
+        """Party 1: answer a proposal."""
+        meeting.choose(self._peer, command.meta["chosen"])
+        return {}, []
+
+    def _meet(self, share: Share) -> str:
+        """Make sure that the other party works on the same query; queries that it gave up are skipped.
+
+        Returns:
+            A name for the run, of both parties' making.
+        """
+        session, nonce = bytes.fromhex(share.session), os.urandom(_NONCE_BYTES)
+        mine = session + hashlib.sha256(repr(share.values.shape).encode()).digest()
+        theirs = bytes(self._peer.exchange(mine + nonce, HANDSHAKE_BYTES))
         for _ in range(_STALE_QUERIES):
             if theirs[:16] == session:
                 break
             theirs = bytes(self._peer.receive(HANDSHAKE_BYTES))
-        if theirs != mine:
+        if theirs[: len(mine)] != mine:
             raise lost(self._peer.peer, "was given a share of another shape for this query")
+        nonces = (nonce, theirs[len(mine) :])
+        return hashlib.sha256(b"".join(nonces if self._rank == 0 else reversed(nonces))).hexdigest()[:32]
 
     def _start(self, dealer: Channel | None, threads: int) -> Protocols:
         """Import the libraries, agree on keys with the peers, and take over CrypTen's randomness and communication."""
@@ -180,7 +208,7 @@ class Party:
         return mine
 
 
-def _connect(role: str, gate: Gate, ports: Mapping[str, int]) -> dict[str, Channel]:
+def connect(role: str, gate: Gate, addresses: Mapping[str, Address]) -> dict[str, Channel]:
     """Connect: party 0 listens for party 1, on a connection for each direction; the dealer listens for both."""
     channels = {}
     first, second = PARTY_NAMES
@@ -188,21 +216,21 @@ def _connect(role: str, gate: Gate, ports: Mapping[str, int]) -> dict[str, Chann
         inbound, outbound = gate.accept(second), gate.accept(second)
         channels[second] = Channel(second, inbound, outbound)
     elif role == second:
-        outbound, inbound = gate.call(first, ports[first]), gate.call(first, ports[first])
+        outbound, inbound = gate.call(first, addresses[first]), gate.call(first, addresses[first])
         channels[first] = Channel(first, inbound, outbound)
     if role == DEALER_NAME:
         for name in PARTY_NAMES:
             connection = gate.accept(name)
             channels[name] = Channel(name, connection, connection)
-    elif DEALER_NAME in ports:
-        connection = gate.call(DEALER_NAME, ports[DEALER_NAME])
+    elif DEALER_NAME in addresses:
+        connection = gate.call(DEALER_NAME, addresses[DEALER_NAME])
         channels[DEALER_NAME] = Channel(DEALER_NAME, connection, connection)
     gate.close()
     return channels
 
 
-def _deal(channels: Mapping[str, Channel], ready: Callable[[], None]) -> None:
-    """Be the dealer until party 0 is gone."""
+def deal(channels: Mapping[str, Channel], ready: Callable[[], None]) -> NoReturn:
+    """Be the dealer until party 0 is gone, which is a ProtocolError."""
     keys = {name: fresh_key() for name in PARTY_NAMES}
     for name, key in keys.items():
         channels[name].send(key)
@@ -214,6 +242,7 @@ def _deal(channels: Mapping[str, Channel], ready: Callable[[], None]) -> None:
 def _answer(party: Party, command: Frame) -> bytes:
     """The answer to a command, or the failure it met."""
     verbs = {"load": party.load, "run": party.run, "measure": party.measure}
+    verbs |= {"propose": party.propose, "hear": party.hear, "choose": party.choose}
     try:
         meta, parts = verbs[command.meta["verb"]](command)
         return frame.pack(ANSWER, parts, meta)
@@ -229,8 +258,17 @@ def failure(error: SecureInferError) -> bytes:
     return frame.pack(FAILURE, [], {"type": type(error).__name__, "summary": error.summary, "problems": problems})
 
 
+def _end_with_parent() -> None:
+    """End this process when nobody holds the other end of its input, whatever it is waiting for."""
+    poll = select.poll()
+    poll.register(0, 0)  # a hang-up is always reported
+    poll.poll()
+    os._exit(0)
+
+
 def main() -> None:
     """Serve one role until standard input ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     commands, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     start = frame.unpack(read_frame(commands), COMMAND)
@@ -238,12 +276,12 @@ def main() -> None:
     peers = dict(zip(meta["peers"], others, strict=True))
     role, threads = meta["role"], meta["threads"]
     try:
-        gate = Gate(Identity(key, certificate), peers, meta["timeout"])
+        gate = Gate(Identity(key, certificate), peers, meta["timeout"], tuple(meta.get("listen", (HOST, 0))))
         write_frame(answers, frame.pack(ANSWER, [], {"port": gate.port}))
-        channels = _connect(role, gate, frame.unpack(read_frame(commands), COMMAND).meta["ports"])
+        given = frame.unpack(read_frame(commands), COMMAND).meta["addresses"]
+        channels = connect(role, gate, {name: (host, port) for name, (host, port) in given.items()})
         if role == DEALER_NAME:
-            _deal(channels, lambda: write_frame(answers, frame.pack(ANSWER, [])))
-            return
+            deal(channels, lambda: write_frame(answers, frame.pack(ANSWER, [])))
         rank = PARTY_NAMES.index(role)
         dealer = None if meta["provider"] == FIRST_PARTY else channels[DEALER_NAME]
         party = Party(rank, channels[PARTY_NAMES[1 - rank]], dealer, threads)

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
-from secure_infer.backends.mpc.channel import Identity, new_identity
+from secure_infer.backends.mpc.channel import HOST, Identity, new_identity
 from secure_infer.backends.mpc.messages import QUERY
 from secure_infer.backends.mpc.party import DEALER_NAME, PARTY_NAMES
 from secure_infer.backends.mpc.plan import FIRST_PARTY
@@ -127,9 +127,9 @@ class Session:
             mine = identities[name]
             worker.send("start", meta, [mine.key, mine.certificate, *peers.values()])
         answers = self._gather(list(self._workers), START_SECONDS)
-        ports = {name: answer.meta["port"] for name, answer in answers.items()}
+        addresses = {name: (HOST, answer.meta["port"]) for name, answer in answers.items()}
         for worker in self._workers.values():
-            worker.send("connect", {"ports": ports})
+            worker.send("connect", {"addresses": addresses})
         self._gather(list(self._workers), START_SECONDS)
 
     def _worker(self, name: str) -> Worker:

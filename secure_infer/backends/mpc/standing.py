@@ -1,0 +1,150 @@
+"""Roles that are started on their own, on hosts of their own: what each must be told, and how it finds the others.
+
+A session lasts until one of its three processes fails. The others notice at once, or at the next sign of life, and all
+connect anew; so whoever runs a role starts it again and again, and nobody has to start the roles in any order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from secure_infer.backends.mpc.channel import Address, Channel, Gate, Identity
+from secure_infer.backends.mpc.party import DEALER_NAME, PARTY_NAMES, connect, deal
+from secure_infer.backends.mpc.plan import Plan
+from secure_infer.backends.mpc.worker import START_SECONDS, Worker
+from secure_infer.errors import Problem, ProtocolError, UsageError
+from secure_infer.wire.frame import Frame
+
+_LONGEST_RUN = 20  # time limits for one message that a whole run may take
+_MARGIN = 10.0
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One role, and all it knows of the others.
+
+    Attributes:
+        role: "party 0", "party 1" or "dealer".
+        identity: Its key and certificate.
+        peers: Certificates (PEM) of the other roles, which are pinned.
+        addresses: Where other roles listen: party 0 and the dealer for party 1, the dealer for party 0.
+        listen: Where it listens; party 1 is never called.
+
+    Raises:
+        UsageError: A certificate or an address is missing.
+    """
+
+    role: str
+    identity: Identity
+    peers: Mapping[str, bytes]
+    addresses: Mapping[str, Address] = field(default_factory=dict)
+    listen: Address = ("127.0.0.1", 0)
+
+    def __post_init__(self) -> None:
+        others = {*PARTY_NAMES, DEALER_NAME} - {self.role}
+        problems = [
+            Problem(name, "Its certificate is not known here.", "copy it into the folder of pinned certificates.")
+            for name in sorted(others - set(self.peers))
+        ]
+        problems += [
+            Problem(name, "Its address is not known here.", "name it in the environment or in protocol.toml.")
+            for name in CALLS[self.role]
+            if name not in self.addresses
+        ]
+        if problems:
+            raise UsageError(f"The {self.role} can't be started.", problems)
+
+
+CALLS: Mapping[str, tuple[str, ...]] = {
+    PARTY_NAMES[0]: (DEALER_NAME,),
+    PARTY_NAMES[1]: (PARTY_NAMES[0], DEALER_NAME),
+    DEALER_NAME: (),
+}
+"""Whom each role calls; the others call it."""
+
+
+class Link:
+    """A party's process, connected to its peers, with its model loaded.
+
+    Args:
+        seat: Which party, and who the others are.
+        parts: Of the party's half.
+        plan: Of the same half.
+        threads: For its libraries.
+        started: Called with the process as soon as there is one, so that somebody else may end it.
+
+    Raises:
+        ProtocolError: It does not connect.
+    """
+
+    def __init__(
+        self, seat: Seat, parts: Sequence[bytes], plan: Plan, threads: int, started: Callable[[Worker], None]
+    ) -> None:
+        self._timeout = plan.timeout
+        self._worker = Worker(seat.role, threads)
+        started(self._worker)
+        try:
+            self._start(seat, plan, threads)
+            self.call("load", parts=parts, limits=_LONGEST_RUN)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(
+        self, verb: str, meta: Mapping[str, Any] | None = None, parts: Sequence[bytes] = (), limits: float = 1.5
+    ) -> Frame:
+        """The answer to a command, which may take `limits` times the time limit of one message.
+
+        Raises:
+            SecureInferError: What the process met, or its end.
+        """
+        self._worker.send(verb, meta, parts)
+        return self._worker.receive(limits * self._timeout + _MARGIN)
+
+    def run(self, share: bytes) -> Frame:
+        """The answer to a share that the other party runs as well."""
+        return self.call("run", parts=[share], limits=_LONGEST_RUN)
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.end()
+
+    def _start(self, seat: Seat, plan: Plan, threads: int) -> None:
+        meta = {
+            "role": seat.role,
+            "peers": list(seat.peers),
+            "timeout": plan.timeout,
+            "provider": plan.provider,
+            "threads": threads,
+            "listen": seat.listen,
+        }
+        self._worker.send("start", meta, [seat.identity.key, seat.identity.certificate, *seat.peers.values()])
+        self._worker.receive(START_SECONDS)
+        self._worker.send("connect", {"addresses": {name: seat.addresses[name] for name in CALLS[seat.role]}})
+        self._worker.receive(START_SECONDS + 3 * plan.timeout)
+
+
+def deal_once(seat: Seat, timeout: float, ready: Callable[[], None]) -> ProtocolError:
+    """Be the dealer for one session: wait for both parties however long it takes, then deal until one is gone.
+
+    Args:
+        seat: The dealer's.
+        timeout: Seconds to wait for the second party once the first has called.
+        ready: Called when both are connected.
+
+    Returns:
+        How the session ended.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            gate = stack.enter_context(contextlib.closing(Gate(seat.identity, seat.peers, timeout, seat.listen)))
+            gate.wait_forever()
+            channels: dict[str, Channel] = connect(DEALER_NAME, gate, {})
+            for channel in channels.values():
+                stack.callback(channel.close)
+            deal(channels, ready)
+        except ProtocolError as error:
+            return error

@@ -1,0 +1,1 @@
+"""Fuzz targets for whatever arrives from a wire or a disk."""

@@ -1,0 +1,254 @@
+"""Parties that are started on their own find one another, agree on what comes next, and survive each other's end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secure_infer import backends, bundle
+from secure_infer.backends.base import ClientRole, Keys
+from secure_infer.errors import BundleError, DecryptionError, LimitExceeded, ProtocolError, UsageError
+from secure_infer.graph import Graph, Linear, Node, Sign, TensorType, interpret
+from secure_infer.serve.base import Job
+from secure_infer.serve.party_files import ROLES, PartyHalf, make_identity, provision, read_half, read_identity, split
+
+pytest.importorskip("crypten")
+
+from secure_infer.backends.mpc.standing import Seat, deal_once
+from secure_infer.serve.party import PartyRunner
+
+RNG = np.random.default_rng(3)
+GRAPH = Graph(
+    TensorType((5,), -8, 7),
+    (
+        Node("a", Linear(RNG.integers(-3, 4, (6, 5)), np.zeros(6, dtype=np.int64)), ("input",)),
+        Node("b", Sign(), ("a",)),
+        Node("c", Linear(RNG.integers(-3, 4, (3, 6)), np.zeros(3, dtype=np.int64)), ("b",)),
+    ),
+    "c",
+)
+NOTHING = Keys(b"", b"")
+TIMEOUT = 4.0
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("parties")
+    backend = backends.load("mpc")
+    program = backend.compile(GRAPH, np.zeros((1, 5), dtype=np.int64), {"timeout": TIMEOUT})
+    interface = bundle.Interface.of(GRAPH, "mpc", program.guarantee)
+    bundle.save(out / "net.bundle", GRAPH, interface, program, {})
+    return provision(out / "net.bundle", out)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Trio:
+    """A dealer in a thread and the two runners, as three hosts would run them."""
+
+    def __init__(self, folders: dict[str, Path], capacity: int = 64) -> None:
+        addresses = {name: ("127.0.0.1", free_port()) for name in ("party 0", "dealer")}
+        self.folders, self.capacity = folders, capacity
+        self.seats = {}
+        for short, role in ROLES.items():
+            identity, peers = read_identity(folders[short])
+            listen = addresses.get(role, ("127.0.0.1", 0))
+            self.seats[short] = Seat(role, identity, peers, addresses, listen)
+        self.client: ClientRole = backends.load("mpc").client(
+            bundle.unpack_client_half(read_half(folders["a"], 0).client_half)[1]
+        )
+        self.runners: list[PartyRunner] = []
+
+    def deal(self) -> None:
+        while True:
+            deal_once(self.seats["dealer"], TIMEOUT, lambda: None)
+
+    def start(self, party: int) -> PartyRunner:
+        short = "ab"[party]
+        return PartyRunner(read_half(self.folders[short], party), self.seats[short], self.capacity, threads=1)
+
+    def messages(self, x: np.ndarray, client: str = "c", seconds: float = 20.0) -> list[Job]:
+        return [Job("net", client, message, seconds=seconds) for message in self.client.encrypt(x, NOTHING)]
+
+    async def ask(self, x: np.ndarray, client: str = "c") -> np.ndarray:
+        jobs = self.messages(x, client)
+        done = await asyncio.gather(*(runner.run(job) for runner, job in zip(self.runners, jobs, strict=True)))
+        return np.asarray(self.client.decrypt([each.reply for each in done], NOTHING))
+
+    async def connected(self, wanted: float = 1.0) -> None:
+        async with asyncio.timeout(60):
+            while not all(runner.status()["connected"] == wanted for runner in self.runners):
+                await asyncio.sleep(0.05)
+
+
+def inputs(n: int = 2) -> np.ndarray:
+    return RNG.integers(-8, 8, (n, 5))
+
+
+@asynccontextmanager
+async def running(folders: dict[str, Path], capacity: int = 64) -> AsyncIterator[Trio]:
+    trio = Trio(folders, capacity)
+    threading.Thread(target=trio.deal, daemon=True).start()
+    trio.runners = [trio.start(party) for party in (1, 0)][::-1]
+    try:
+        await trio.connected()
+        yield trio
+    finally:
+        for runner in trio.runners:
+            await runner.close()
+
+
+def test_requests_in_any_order_and_at_one_party_only(folders: dict[str, Path]) -> None:
+    asyncio.run(_orders(folders))
+
+
+async def _orders(folders: dict[str, Path]) -> None:
+    async with running(folders) as trio:
+        x = inputs()
+        assert np.array_equal(await trio.ask(x), interpret(GRAPH, x))
+
+        # Twelve requests, given to the parties in opposite orders, with one at each party that the other never gets.
+        batches = [inputs(1 + n % 3) for n in range(12)]
+        pairs = [trio.messages(batch, f"client {n % 2}") for n, batch in enumerate(batches)]
+        alone = [trio.messages(inputs(), "alone", seconds=1.0)[party] for party in (0, 1)]
+        tasks = [asyncio.create_task(trio.runners[party].run(alone[party])) for party in (0, 1)]
+        first = [asyncio.create_task(trio.runners[0].run(pair[0])) for pair in pairs]
+        second = [asyncio.create_task(trio.runners[1].run(pair[1])) for pair in reversed(pairs)][::-1]
+        for batch, one, other in zip(batches, first, second, strict=True):
+            replies = [(await one).reply, (await other).reply]
+            assert np.array_equal(trio.client.decrypt(replies, NOTHING), interpret(GRAPH, batch))
+        for party, task in enumerate(tasks):
+            with pytest.raises(ProtocolError, match=f"party {1 - party} did not join in"):
+                await task
+
+        # Shares of the other party, of another query, and of no party at all harm nobody.
+        one, other = trio.messages(x), trio.messages(inputs(3))
+        for message in (one[1].message, b"noise"):
+            with pytest.raises(BundleError):
+                await trio.runners[0].run(replace(one[0], message=message))
+        crossed = [trio.runners[0].run(replace(one[0], seconds=1)), trio.runners[1].run(replace(other[1], seconds=1))]
+        failures = await asyncio.gather(*crossed, return_exceptions=True)
+        assert all("did not join in" in str(failure) for failure in failures)
+        assert np.array_equal(await trio.ask(x), interpret(GRAPH, x))
+        assert trio.runners[0].status()["restarts"] == trio.runners[0].status()["queued"] == 0
+
+        # Two runs of one query: their replies do not mix.
+        twice = [await asyncio.gather(*map(PartyRunner.run, trio.runners, one)) for _ in range(2)]
+        with pytest.raises(DecryptionError, match="different runs"):
+            trio.client.decrypt([twice[0][0].reply, twice[1][1].reply], NOTHING)
+        assert np.array_equal(trio.client.decrypt([done.reply for done in twice[1]], NOTHING), interpret(GRAPH, x))
+
+
+def test_too_many_wait(folders: dict[str, Path]) -> None:
+    async def play() -> None:
+        async with running(folders, capacity=2) as trio:
+            lonely = [trio.messages(inputs(), seconds=1.0)[0] for _ in range(3)]
+            tasks = [asyncio.create_task(trio.runners[0].run(job)) for job in lonely]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            with pytest.raises(LimitExceeded, match="Too many requests wait"):
+                done.pop().result()
+            x = inputs()
+            for task in tasks[:2]:
+                with pytest.raises(ProtocolError, match="did not join in"):
+                    await task
+            assert np.array_equal(await trio.ask(x), interpret(GRAPH, x))
+
+    asyncio.run(play())
+
+
+def test_the_end_of_a_party_is_told_to_all_and_mended(folders: dict[str, Path]) -> None:
+    async def play() -> None:
+        async with running(folders) as trio:
+            for victim in (1, 0):
+                waiting = asyncio.create_task(trio.runners[1 - victim].run(trio.messages(inputs())[1 - victim]))
+                await asyncio.sleep(0.2)
+                process = trio.runners[victim]._worker
+                assert process is not None
+                os.kill(process.process.pid, signal.SIGKILL)
+                with pytest.raises(ProtocolError, match=f"party {victim}"):
+                    await waiting
+                await trio.connected()
+                x = inputs()
+                assert np.array_equal(await trio.ask(x), interpret(GRAPH, x))
+        with pytest.raises(ProtocolError, match="stopped"):
+            await trio.ask(inputs())
+
+    asyncio.run(play())
+
+
+def test_nobody_joins_without_the_pinned_certificate(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A party 1 of somebody's own making is not talked to, says so, and does not stop the real one."""
+    make_identity(tmp_path, "b")
+
+    async def play() -> None:
+        async with running(folders) as trio:
+            stranger = replace(trio.seats["b"], identity=read_identity(tmp_path)[0])
+            impostor = PartyRunner(read_half(folders["b"], 1), stranger, threads=1)
+            await trio.runners[1].close()
+            await asyncio.sleep(2 * TIMEOUT)
+            assert impostor.status()["connected"] == 0
+            with pytest.raises(ProtocolError, match="party 0"):
+                await impostor.run(trio.messages(inputs())[1])
+            await impostor.close()
+            trio.runners[1] = trio.start(1)
+            await trio.connected()
+            x = inputs()
+            assert np.array_equal(await trio.ask(x), interpret(GRAPH, x))
+
+    asyncio.run(play())
+
+
+def test_a_folder_holds_what_its_role_may_have(folders: dict[str, Path]) -> None:
+    keys = {role: (place / "identity.key").read_bytes() for role, place in folders.items()}
+    for role, place in folders.items():
+        found = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
+        peers = {f"peers/{other}.pem" for other in ROLES if other != role}
+        assert set(found) == {"identity.key", "identity.pem", *peers} | ({"model.party"} if role != "dealer" else set())
+        assert found["identity.key"].stat().st_mode & 0o777 == 0o600
+        others = [key for other, key in keys.items() if other != role]
+        assert not any(key in path.read_bytes() for key in others for path in found.values())
+    assert len(read_half(folders["b"], 1).server) < len(read_half(folders["a"], 0).server)
+    assert b"safetensors" not in read_half(folders["b"], 1).server
+
+
+def test_files_of_another_role_or_none_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not the half of party 1"):
+        read_half(folders["a"], 1)
+    with pytest.raises(UsageError, match=r"identity\.key"):
+        read_identity(tmp_path)
+    half = read_half(folders["a"], 0)
+    with pytest.raises(BundleError, match="not the half of party 1"):
+        PartyRunner(replace(half, party=1), None)
+    (tmp_path / "identity.key").write_bytes(b"nonsense")
+    (tmp_path / "identity.pem").write_bytes(b"nonsense")
+    with pytest.raises(UsageError, match="identity can't be used") as caught:
+        read_identity(tmp_path)
+    assert len(caught.value.problems) == 2
+    identity, peers = read_identity(folders["b"])
+    with pytest.raises(UsageError, match="party 1 can't be started") as caught:
+        Seat("party 1", identity, {"dealer": peers["dealer"]}, {"dealer": ("127.0.0.1", 1)})
+    assert {problem.where for problem in caught.value.problems} == {"party 0"}
+    assert len(caught.value.problems) == 2
+
+
+def test_a_bundle_for_one_server_is_not_split(tmp_path: Path) -> None:
+    backend = backends.load("clear")
+    program = backend.compile(GRAPH, np.zeros((1, 5), dtype=np.int64), {})
+    bundle.save(tmp_path / "net", GRAPH, bundle.Interface.of(GRAPH, "clear", program.guarantee), program, {})
+    with pytest.raises(UsageError, match="for one server"):
+        split(tmp_path / "net")
+    with pytest.raises(BundleError):
+        PartyHalf.unpack(b"noise")
