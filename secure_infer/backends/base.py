@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -144,6 +144,36 @@ class ServerRole(Protocol):
 
     def close(self) -> None:
         """Release processes and memory."""
+        ...
+
+
+class OpenedKeys(Protocol):
+    """Evaluation keys that a server party has read, checked and unpacked."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that they take."""
+        ...
+
+
+@runtime_checkable
+class SoleServer(ServerRole, Protocol):
+    """A server party that needs no other, so that one of many equal processes can answer for it.
+
+    `run(message, evaluation)` is `answer(message, open(evaluation))`, but for what it remembers of keys.
+    """
+
+    def open(self, evaluation: bytes) -> OpenedKeys:
+        """Evaluation keys as `answer` takes them; whoever calls keeps them for as long as it likes.
+
+        Raises:
+            BundleError: Keys that are damaged or malformed.
+            KeyMismatch: Keys of another model.
+        """
+        ...
+
+    def answer(self, message: bytes, keys: Any) -> bytes:
+        """The reply to a message under keys that this party opened."""
         ...
 
 

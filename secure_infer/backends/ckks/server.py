@@ -31,11 +31,13 @@ class EvaluationKeys:
         name: Name of the key they belong to.
         relinearization: For products; None if the program has none.
         galois: For exactly the program's rotations; None if it has none.
+        size: Bytes of memory that they take.
     """
 
     name: str
     relinearization: Handle
     galois: Handle
+    size: int
 
 
 class CkksServer:
@@ -67,16 +69,32 @@ class CkksServer:
         self._lock = threading.Lock()
 
     def run(self, message: bytes, evaluation: bytes) -> bytes:
+        """Evaluate every sample of a message; raises what `open` and `answer` do. The keys seen last stay open."""
+        with self._lock:
+            keys = self._loaded(evaluation)
+        return self.answer(message, keys)
+
+    def open(self, evaluation: bytes) -> EvaluationKeys:
+        """Load evaluation keys.
+
+        Raises:
+            BundleError: Keys that are damaged or malformed.
+            KeyMismatch: Keys of another model.
+        """
+        start = time.perf_counter()
+        keys = self._load(evaluation)
+        log.debug("loaded keys in %.4f s", time.perf_counter() - start)
+        return keys
+
+    def answer(self, message: bytes, keys: EvaluationKeys) -> bytes:
         """Evaluate every sample of a message.
 
         Raises:
-            BundleError: A message or keys that are damaged or malformed.
-            KeyMismatch: Keys or a message of another model, or that do not belong together.
+            BundleError: A message that is damaged or malformed.
+            KeyMismatch: A message of another model, or under another key.
         """
         with self._lock:
             times = [time.perf_counter()]
-            keys = self._loaded(evaluation)
-            times.append(time.perf_counter())
             inputs = self._inputs(message, keys)
             times.append(time.perf_counter())
             self._engine.relinearization, self._engine.galois = keys.relinearization, keys.galois
@@ -84,7 +102,7 @@ class CkksServer:
             times.append(time.perf_counter())
             parts = [dump(c) for c in outputs]
             times.append(time.perf_counter())
-        log.debug("keys %.4f s, inputs %.4f s, evaluation %.4f s, outputs %.4f s", *(b - a for a, b in pairwise(times)))
+        log.debug("inputs %.4f s, evaluation %.4f s, outputs %.4f s", *(b - a for a, b in pairwise(times)))
         meta = {"model": self._model, "key": keys.name, "count": len(inputs)}
         return frame.pack(OUTPUT_MESSAGE, parts, meta)
 
@@ -98,7 +116,7 @@ class CkksServer:
         known, digest = self._latest
         if evaluation is not known:
             digest = hashlib.sha256(evaluation).digest()
-        keys = self._keys.pop(digest, None) or self._load(evaluation)
+        keys = self._keys.pop(digest, None) or self.open(evaluation)
         self._keys[digest] = keys
         self._latest = (evaluation, digest)
         while len(self._keys) > _CLIENTS:
@@ -112,7 +130,10 @@ class CkksServer:
         try:
             relinearization, galois = opened.parts
             return EvaluationKeys(
-                str(opened.meta.get("key")), self._relinearization(relinearization), self._galois(galois)
+                str(opened.meta.get("key")),
+                self._relinearization(relinearization),
+                self._galois(galois),
+                self._size(),
             )
         except (Unreadable, ValueError) as error:
             raise BundleError(
@@ -127,6 +148,13 @@ class CkksServer:
         if keys.size() != 1:
             raise Unreadable("not one relinearization key")
         return keys
+
+    def _size(self) -> int:
+        """Each key switches a polynomial prime by prime, with a pair of polynomials modulo all primes for each."""
+        keys = len(self._ring.galois_elements(self._plan.rotations())) + bool(self._plan.multiplies)
+        parameters = self._plan.parameters
+        primes = len(parameters.primes)
+        return keys * primes * 2 * (primes + 1) * parameters.poly_modulus_degree * 8
 
     def _galois(self, data: bytes) -> Handle:
         elements = self._ring.galois_elements(self._plan.rotations())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from concrete import fhe
+from concrete.compiler import ProgramInfo
 
 from secure_infer.backends.base import Keys
 from secure_infer.backends.tfhe.segments import checked
@@ -23,6 +24,23 @@ def circuit_id(specs: bytes) -> str:
     return hashlib.sha256(json.dumps(json.loads(specs), sort_keys=True).encode()).hexdigest()
 
 
+def key_set(specs: bytes) -> str:
+    """SHA-256 of the parameters of all keys: circuits that agree in it share one set of keys."""
+    return hashlib.sha256(json.dumps(json.loads(specs)["keyset"], sort_keys=True).encode()).hexdigest()
+
+
+def restriction(specs: bytes) -> Any:
+    """What makes the compiler choose the key set of a circuit again.
+
+    Raises:
+        ValueError: These are no specs.
+    """
+    try:
+        return ProgramInfo.deserialize(specs).get_keyset_info().get_restriction()
+    except RuntimeError as error:
+        raise ValueError("the description of the keys can't be read") from error
+
+
 def generate(specs: bytes) -> Keys:
     """Fresh keys; 128 bits from the operating system's random numbers seed the secret, as many the encryption noise.
 
@@ -33,37 +51,60 @@ def generate(specs: bytes) -> Keys:
     small, whole = fhe.Keys(_without_evaluation_keys(specs)), fhe.Keys(fhe.ClientSpecs.deserialize(specs))
     small.generate(secret_seed=seed, encryption_seed=secrets.randbits(128))
     whole.generate(secret_seed=seed, encryption_seed=secrets.randbits(128))
-    meta = {"circuit": circuit_id(specs), "keys": secrets.token_hex(16)}
+    meta = {"key_set": key_set(specs), "keys": secrets.token_hex(16)}
     return Keys(
         frame.pack(SECRET, [small.serialize()], meta), frame.pack(EVALUATION, [whole.evaluation.serialize()], meta)
     )
 
 
-def open_secret(secret: bytes, circuit: str) -> tuple[Any, str]:
-    """The key set of a serialized secret, and the name of the keys.
+def open_secret(secret: bytes, expected: str) -> tuple[Any, str]:
+    """The keys of a serialized secret, and their name.
+
+    Args:
+        secret: What `generate` gave.
+        expected: The key set that the circuit calls for.
 
     Raises:
         BundleError: Not a whole secret key.
-        KeyMismatch: Keys of another circuit.
+        KeyMismatch: Keys of another set.
     """
-    return _open(secret, SECRET, circuit, fhe.Keys.deserialize)
+    return _open(secret, SECRET, expected, fhe.Keys.deserialize)
 
 
-def open_evaluation(evaluation: bytes, circuit: str) -> tuple[Any, str]:
+def open_evaluation(evaluation: bytes, expected: str) -> tuple[Any, str]:
     """The evaluation keys, and the name of the keys; raises as `open_secret` does."""
-    return _open(evaluation, EVALUATION, circuit, fhe.EvaluationKeys.deserialize)
+    return _open(evaluation, EVALUATION, expected, fhe.EvaluationKeys.deserialize)
 
 
-def _open(data: bytes, kind: str, circuit: str, deserialize: Callable[[bytes], Any]) -> tuple[Any, str]:
+def expanded_bytes(specs: bytes) -> int:
+    """Bytes of a circuit's evaluation keys in memory, uncompressed: a matrix of 64-bit words for each."""
+    keyset = json.loads(specs)["keyset"]
+    words = 0
+    for key in keyset["lweBootstrapKeys"]:
+        p = key["params"]
+        words += p["inputLweDimension"] * p["levelCount"] * (p["glweDimension"] + 1) ** 2 * p["polynomialSize"]
+    for key in keyset["lweKeyswitchKeys"]:
+        p = key["params"]
+        words += p["inputLweDimension"] * p["levelCount"] * (p["outputLweDimension"] + 1)
+    return 8 * words
+
+
+def _open(data: bytes, kind: str, expected: str, deserialize: Callable[[bytes], Any]) -> tuple[Any, str]:
     received = frame.unpack(data, kind)
     if len(received.parts) != 1 or not isinstance(received.meta.get("keys"), str):
         raise BundleError(
             f"This is not a usable {kind}.", [Problem(kind, "Its frame holds something else.", "make the keys again.")]
         )
-    if received.meta.get("circuit") != circuit:
+    if received.meta.get("key_set") != expected:
         raise KeyMismatch(
             "These keys were made for another model.",
-            [Problem(kind, "The circuit they name is not this one.", "make keys with this model's client half.")],
+            [
+                Problem(
+                    kind,
+                    "Its parameters are not those that this model calls for.",
+                    "make keys with this model's client half, or compile the model with keys_of= the other one.",
+                )
+            ],
         )
     try:
         return deserialize(checked(received.parts[0], kind)), str(received.meta["keys"])

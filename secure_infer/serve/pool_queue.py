@@ -1,0 +1,116 @@
+"""Requests that wait for a worker: bounded, fair between clients, and led to the worker that has their keys hot."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from secure_infer.errors import LimitExceeded, Problem
+from secure_infer.serve.base import Done, Job
+
+PASSES = 4
+"""How many times for each worker a request is passed over in favor of one whose keys the free worker has hot."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A job in the queue, or with a worker.
+
+    Attributes:
+        job: What to run.
+        answer: Set when it is done or has failed.
+        since: When it came, by the monotonic clock.
+        passes: How often it was passed over.
+        started: When a worker began with it.
+    """
+
+    job: Job
+    answer: asyncio.Future[Done]
+    since: float = field(default_factory=time.monotonic)
+    passes: int = 0
+    started: float = 0.0
+
+
+class FairQueue:
+    """Round robin over clients, first come first served within each.
+
+    A free worker prefers requests whose keys it has hot, or nobody has; the others wait for their own worker, but not
+    for long ("delay scheduling", Zaharia et al., EuroSys 2010), and never while a worker would stand idle.
+
+    Args:
+        limit: Requests that may wait.
+        workers: Number of workers.
+    """
+
+    def __init__(self, limit: int, workers: int) -> None:
+        self._limit, self._most_passes = limit, PASSES * workers
+        self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def put(self, ticket: Ticket, retry_after: float) -> None:
+        """Let a request wait.
+
+        Raises:
+            LimitExceeded: Too many do.
+        """
+        if self._length >= self._limit:
+            raise LimitExceeded(
+                "The server is busy.",
+                [Problem("queue", f"{self._length} requests are waiting.", "send the request again later.")],
+                retry_after=retry_after,
+            )
+        self._waiting.setdefault(ticket.job.client, deque()).append(ticket)
+        self._length += 1
+
+    def discard(self, ticket: Ticket) -> None:
+        """Take a request out, if it still waits."""
+        tickets = self._waiting.get(ticket.job.client, ())
+        if ticket in tickets:
+            self._remove(ticket)
+
+    def take(self, free: Mapping[int, Collection[str]], busy: Collection[Collection[str]]) -> tuple[Ticket, int] | None:
+        """The request to run next, and the worker to run it; None if there is neither.
+
+        Args:
+            free: Names of the keys that each idle worker has hot.
+            busy: The same of those at work.
+        """
+        if not free or not self._length:
+            return None
+        ticket = self._next(free, busy)
+        name = ticket.job.key_name
+        hot = [number for number, names in free.items() if name in names]
+        worker = hot[0] if hot else min(free, key=lambda number: len(free[number]))
+        self._remove(ticket)
+        if ticket.job.client in self._waiting:
+            self._waiting.move_to_end(ticket.job.client)
+        return ticket, worker
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return chain.from_iterable(list(self._waiting.values()))
+
+    def _next(self, free: Mapping[int, Collection[str]], busy: Collection[Collection[str]]) -> Ticket:
+        passed = []
+        for tickets in self._waiting.values():
+            ticket, name = tickets[0], tickets[0].job.key_name
+            elsewhere = any(name in names for names in busy) and not any(name in names for names in free.values())
+            if not elsewhere or ticket.passes >= self._most_passes:
+                for other in passed:
+                    other.passes += 1
+                return ticket
+            passed.append(ticket)
+        return passed[0]
+
+    def _remove(self, ticket: Ticket) -> None:
+        tickets = self._waiting[ticket.job.client]
+        tickets.remove(ticket)
+        self._length -= 1
+        if not tickets:
+            del self._waiting[ticket.job.client]

@@ -1,0 +1,267 @@
+"""The process that workers are forked from, and the handle that the front has on it.
+
+It loads every model once - CKKS encodes its weights, which is slow and large - and starts no thread, so that workers
+forked from it are sound and share those weights copy-on-write. It forks again whenever a worker has died. It never
+sees a request: those go through a socket of each worker's own, whose other end the front holds.
+
+Front and template speak in JSON packets over a sequenced-packet socket; a worker's socket travels with the order to
+fork it. Whoever dies takes those below along: the template ends when the front's end of the socket closes, and the
+kernel kills a worker whose template has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from secure_infer import backends, bundle
+from secure_infer.backends.base import SoleServer
+from secure_infer.errors import Problem, ProtocolError, SecureInferError, UsageError
+from secure_infer.serve import worker
+from secure_infer.serve.worker_pipe import LIMIT, Closed, pieces, receive_async
+from secure_infer.wire import api
+
+_PACKET = 1 << 17
+_KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_", "PYTHON", "VIRTUAL_ENV")
+"""Beginnings of the environment variables that workers get: passwords and tokens of the front are not among them."""
+_LOG = logging.getLogger(__name__)
+
+
+class Channel:
+    """The front's end of one worker."""
+
+    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pid, self.reader, self.writer = pid, reader, writer
+
+    def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
+        """Send without waiting: at most one request is ever under way."""
+        if not self.writer.is_closing():
+            self.writer.writelines(pieces(head, body))
+
+    def close(self) -> None:
+        """Hang up: an idle worker ends by itself."""
+        self.writer.close()
+
+
+class Template:
+    """The template process, as the front sees it.
+
+    Args:
+        models: Bundle of each model, by name.
+        hot_bytes: Bytes of opened evaluation keys that a worker keeps.
+        threads: Threads that a worker's libraries may use for one request.
+    """
+
+    def __init__(self, models: Mapping[str, Path], hot_bytes: int, threads: int) -> None:
+        kept = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
+        self._environment = kept | dict.fromkeys(_THREADS, str(threads))
+        self._files = {name: _opened(path) for name, path in models.items()}
+        self._hot_bytes = hot_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._lock = asyncio.Lock()
+        self._forked = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Its process number while it lives."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    async def start(self, seconds: float) -> None:
+        """Start it, and wait until it has loaded all models.
+
+        Raises:
+            SecureInferError: What it met on the way.
+        """
+        async with self._lock:
+            await self._start(seconds)
+
+    async def fork(self, seconds: float) -> Channel:
+        """A new worker; a template that has died is started again first.
+
+        Raises:
+            ProtocolError: It does not come up in time.
+        """
+        async with self._lock:
+            if self.pid is None:
+                await self._start(seconds)
+            return await self._fork(seconds)
+
+    def kill(self, channel: Channel) -> None:
+        """End a worker in the middle of whatever it does."""
+        with contextlib.suppress(ProtocolError):  # without a template there are no workers
+            self._tell({"end": channel.pid})
+
+    async def close(self) -> None:
+        """End the template, and all workers with it."""
+        self._hang_up()
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+
+    async def _start(self, seconds: float) -> None:
+        self._hang_up()
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mine.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "secure_infer.serve.processes", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                env=self._environment,
+                pass_fds=(theirs.fileno(), *self._files.values()),
+                start_new_session=True,
+            )
+        self._control = mine
+        self._tell({"models": self._files, "hot_bytes": self._hot_bytes})
+        answer = await self._hear(seconds)
+        if "problem" in answer:
+            self._hang_up()
+            raise api.error_of(answer["problem"], answer["problem"]["status"])
+
+    async def _fork(self, seconds: float) -> Channel:
+        mine, theirs = socket.socketpair()
+        mine.setblocking(False)
+        with theirs:
+            self._tell({"fork": True}, theirs)
+        reader, writer = await asyncio.open_unix_connection(sock=mine, limit=LIMIT)
+        try:
+            async with asyncio.timeout(seconds):
+                head, _ = await receive_async(reader)
+        except (Closed, TimeoutError) as error:
+            writer.close()
+            raise _not_started() from error
+        self._forked += 1
+        return Channel(int(head["pid"]), reader, writer)
+
+    def _tell(self, order: Mapping[str, Any], file: socket.socket | None = None) -> None:
+        try:
+            if self._control is None:
+                raise OSError
+            socket.send_fds(self._control, [json.dumps(order).encode()], [file.fileno()] if file else [])
+        except OSError as error:
+            raise _not_started() from error
+
+    async def _hear(self, seconds: float) -> dict[str, Any]:
+        assert self._control is not None
+        try:
+            async with asyncio.timeout(seconds):
+                data = await asyncio.get_running_loop().sock_recv(self._control, _PACKET)
+            return dict(json.loads(data))
+        except (OSError, TimeoutError, ValueError) as error:
+            self._hang_up()
+            raise _not_started() from error
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._control = self._process = None
+
+
+def main() -> NoReturn:
+    """Body of the template process."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the front decides when to end: it drains first
+    order = json.loads(control.recv(_PACKET))
+    try:
+        roles = {name: _role(name, file) for name, file in order["models"].items()}
+    except SecureInferError as error:
+        control.send(json.dumps({"problem": api.problem(error, api.STATUS.get(type(error), 500))}).encode())
+        sys.exit(1)
+    gc.collect()
+    gc.freeze()  # else a worker's first collection would write to, and so copy, every page of objects
+    control.send(b'{"ready": true}')
+    _obey(control, roles, int(order["hot_bytes"]))
+    sys.exit(0)
+
+
+def _obey(control: socket.socket, roles: Mapping[str, SoleServer], hot_bytes: int) -> None:
+    """Fork and kill as told, and bury the dead, until the front hangs up."""
+    children: dict[int, int] = {}  # process number -> file descriptor that becomes readable when it ends
+    while True:
+        ready, _, _ = select.select([control.fileno(), *children.values()], [], [])
+        for pid, descriptor in list(children.items()):
+            if descriptor in ready:
+                os.waitpid(pid, 0)
+                os.close(children.pop(pid))
+        if control.fileno() not in ready:
+            continue
+        data, files, _, _ = socket.recv_fds(control, _PACKET, 1)
+        if not data:
+            break
+        order = json.loads(data)
+        if order.get("end") in children:
+            os.kill(order["end"], signal.SIGKILL)
+        if files:
+            pid = _fork(control, files[0], list(children.values()), roles, hot_bytes)
+            children[pid] = os.pidfd_open(pid)
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _fork(control: socket.socket, file: int, others: list[int], roles: Mapping[str, SoleServer], hot_bytes: int) -> int:
+    parent, pid = os.getpid(), os.fork()
+    if pid:
+        os.close(file)
+        return pid
+    try:
+        ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() == parent:
+            control.close()
+            for descriptor in others:
+                os.close(descriptor)
+            worker.serve(socket.socket(fileno=file), roles, hot_bytes)
+    finally:
+        os._exit(0)
+
+
+def _role(name: str, file: int) -> SoleServer:
+    """The one server party of a bundle, from an open file: neither a deletion nor a newer version changes it."""
+    _, interface, program = bundle.load(Path(f"/proc/self/fd/{file}"))
+    if len(program.servers) != 1:
+        raise UsageError(
+            f"{name} can't be served by a pool of workers.",
+            [Problem(name, f"Its protocol has {len(program.servers)} parties.", "start a front for each party.")],
+        )
+    (role,) = backends.load(interface.protocol).servers(program.servers)
+    if not isinstance(role, SoleServer):
+        raise TypeError(f"the backend {interface.protocol} lacks open() and answer()")
+    return role
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(
+            f"Can't read {path}.", [Problem(str(path), f"{error.strerror}.", "give the path of a bundle.")]
+        ) from error
+
+
+def _not_started() -> ProtocolError:
+    return ProtocolError(
+        "The server has no worker for this.",
+        [Problem("worker", "Its process did not come up.", "send the request again; see the server's log.")],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""One worker process: runs one request after another, and keeps the evaluation keys that were used last opened.
+
+Only here does a crypto library see bytes that a client sent. A crash takes this process along and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from secure_infer.backends.base import OpenedKeys, SoleServer
+from secure_infer.errors import KeyMismatch, Problem, ProtocolError, SecureInferError
+from secure_infer.serve import worker_pipe as pipe
+from secure_infer.wire import api
+
+_LOG = logging.getLogger(__name__)
+
+
+class HotKeyCache:
+    """Opened evaluation keys, by model and name; those not used for longest go when there are too many bytes.
+
+    Args:
+        limit: Bytes; a single key set may take more, and is then the only one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._keys: OrderedDict[tuple[str, str], OpenedKeys] = OrderedDict()
+
+    @property
+    def bytes(self) -> int:
+        """Memory that all keys take."""
+        return sum(keys.size for keys in self._keys.values())
+
+    def names(self) -> list[str]:
+        """Names of the keys."""
+        return sorted({name for _, name in self._keys})
+
+    def get(self, model: str, name: str) -> OpenedKeys | None:
+        """Keys that are here, now the ones used last."""
+        if (model, name) in self._keys:
+            self._keys.move_to_end((model, name))
+        return self._keys.get((model, name))
+
+    def put(self, model: str, name: str, keys: OpenedKeys) -> None:
+        """Keep keys, in place of older ones."""
+        self._keys[model, name] = keys
+        while self.bytes > self._limit and len(self._keys) > 1:
+            self._keys.popitem(last=False)
+
+    def forget(self, name: str) -> None:
+        """Drop keys of this name."""
+        for entry in [entry for entry in self._keys if entry[1] == name]:
+            del self._keys[entry]
+
+
+def serve(connection: socket.socket, roles: Mapping[str, SoleServer], hot_bytes: int) -> None:
+    """Answer requests until the front hangs up."""
+    _lower_rank()
+    cache = HotKeyCache(hot_bytes)
+    with contextlib.suppress(pipe.Closed, OSError):
+        pipe.send(connection, {"pid": os.getpid()})
+        while True:
+            order, message = pipe.receive(connection)
+            if "forget" in order:
+                cache.forget(order["forget"])
+                continue
+            head, reply = _answer(order, message, roles, cache)
+            pipe.send(connection, {**head, "hot": cache.names(), "hot_bytes": cache.bytes}, reply)
+            if head.get("broken"):
+                break
+
+
+def _answer(
+    order: Mapping[str, Any], message: bytes, roles: Mapping[str, SoleServer], cache: HotKeyCache
+) -> tuple[dict[str, Any], bytes]:
+    """Head and body of the reply."""
+    role = roles[order["model"]]
+    try:
+        return _run(role, order, message, cache)
+    except SecureInferError as error:
+        return {"problem": api.problem(error, api.STATUS.get(type(error), 500))}, b""
+    except Exception as error:
+        _LOG.exception("A request failed in a way that nobody foresaw; its worker is replaced.")
+        failed = ProtocolError(
+            "The request could not be run.",
+            [Problem("worker", f"It met {type(error).__name__}.", "send it again; if it fails again, make it anew.")],
+        )
+        return {"problem": api.problem(failed, 503), "broken": True}, b""
+
+
+def _run(
+    role: SoleServer, order: Mapping[str, Any], message: bytes, cache: HotKeyCache
+) -> tuple[dict[str, Any], bytes]:
+    start, cpu = time.perf_counter(), time.process_time()
+    name = order["key_name"]
+    keys = cache.get(order["model"], name) or role.open(_read(order["key_file"]))
+    cache.put(order["model"], name, keys)
+    loaded = time.perf_counter()
+    reply = role.answer(message, keys)
+    done = time.perf_counter()
+    times = {"load_s": loaded - start, "run_s": done - loaded, "cpu_s": time.process_time() - cpu}
+    return {**times, "statistics": dict(getattr(role, "statistics", {}))}, reply
+
+
+def _read(path: str | None) -> bytes:
+    try:
+        return Path(path).read_bytes() if path else b""
+    except OSError as error:
+        raise KeyMismatch(
+            "The server no longer holds these evaluation keys.",
+            [Problem("evaluation keys", f"They can't be read: {error.strerror}.", "upload them again.")],
+        ) from error
+
+
+def _lower_rank() -> None:
+    """Let the kernel end a worker before the front when memory runs out, and write no keys to a core file."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
