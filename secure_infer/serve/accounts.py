@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, fields
 
 from secure_infer.errors import AccessDenied, Problem, UsageError
-from secure_infer.serve.database import Database, Transaction
+from secure_infer.serve.database import Database, Row, Transaction
 from secure_infer.wire.api import SCOPES
 
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -194,12 +194,11 @@ def _tokens(query: Transaction, where: str, *values: str) -> list[tuple[Token, s
         f"{limits} FROM tokens JOIN clients ON clients.name = tokens.client {where} ORDER BY made, tokens.id",
         *values,
     )
-    return [(_token(*row[:6], Limits(*row[7:])), row[6]) for row in rows]
+    return [(_token(row, Limits(*row[7:])), str(row[6])) for row in rows]
 
 
-def _token(
-    name: str, client: str, scopes: str, made: float, expires: float | None, revoked: float | None, limits: Limits
-) -> Token:
+def _token(row: Row, limits: Limits) -> Token:
+    name, client, scopes, made, expires, revoked = row[:6]
     return Token(name, client, tuple(scopes.split()), made, expires, revoked, limits)
 
 

@@ -17,7 +17,8 @@ from secure_infer.serve.audit import Audit
 from secure_infer.serve.budgets import Budgets
 from secure_infer.serve.database import Database, private
 from secure_infer.serve.instances import Instance
-from secure_infer.serve.keystore import QUOTAS, KeyStore, Quotas
+from secure_infer.serve.keyfiles import QUOTAS, Quotas
+from secure_infer.serve.keystore import KeyStore
 from secure_infer.serve.replies import KEEP, Keep
 
 
