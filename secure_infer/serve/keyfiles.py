@@ -154,9 +154,8 @@ class KeyFiles:
             LimitExceeded: Too much of what is held is in use; nothing was evicted for this quota.
         """
         with self.lock:
-            own = [entry for entry in self._entries.values() if entry.name[0] == client]
-            self._evict(own, self._held[client] + size - self.quotas.client_bytes)
-            self._evict(list(self._entries.values()), self._held.total() + size - self.quotas.total_bytes)
+            self._evict(self._held[client] + size - self.quotas.client_bytes, lambda entry: entry.name[0] == client)
+            self._evict(self._held.total() + size - self.quotas.total_bytes, lambda entry: True)
 
     def expire(self) -> None:
         """Drop unfinished uploads to which nothing was added for too long."""
@@ -179,10 +178,11 @@ class KeyFiles:
                 "evicted_keys": self._evicted,
             }
 
-    def _evict(self, among: list[Entry], excess: int) -> None:
+    def _evict(self, excess: int, counts: Callable[[Entry], bool]) -> None:
         if excess <= 0:
             return
-        idle = sorted((entry for entry in among if entry.idle), key=lambda entry: entry.used)
+        idle = [entry for entry in self._entries.values() if entry.idle and counts(entry)]
+        idle.sort(key=lambda entry: entry.used)
         if sum(entry.size for entry in idle) < excess:
             problem = Problem("keys", "All keys that are held are in use.", "try again when they are not.")
             raise LimitExceeded("There is no room for these evaluation keys.", [problem], retry_after=30.0)
@@ -214,7 +214,5 @@ def unwritable(error: OSError) -> SecureInferError:
     """What it means to a client that the disk takes no more."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return disk_full()
-    problem = Problem(
-        "store", f"{error.strerror or type(error).__name__}.", "try again; the server's owner has to look."
-    )
+    problem = Problem("store", f"{error.strerror or type(error).__name__}.", "try again later, or tell its owner.")
     return ProtocolError("The server can't write to its disk.", [problem])
