@@ -35,16 +35,21 @@ class Verb:
 
 
 _EASY, _STAGES, _MODELS = "Start here", "Stages, each a process of its own", "Models and measurements"
+_SERVICE = "Service"
+_SERVICE = "Service"
 
 VERBS: Mapping[str, Verb] = {
     "demo": Verb("demo", "Classify handwritten digits on real ciphertexts under every protocol.", _EASY),
-    "predict": Verb("predict", "Predict with a bundle or a model of the zoo; all roles on this machine.", _EASY),
+    "predict": Verb("predict", "Predict with a bundle or a model of the zoo, here or on a server.", _EASY),
     "check": Verb("check", "List every layer that a protocol can't evaluate, each with its fix.", _STAGES),
     "compile": Verb("compile", "Compile a network for a protocol to a bundle.", _STAGES),
     "keygen": Verb("keygen", "Client: make a secret key and evaluation keys.", _STAGES),
     "encrypt": Verb("encrypt", "Client: encrypt inputs, one message for each server party.", _STAGES),
     "run": Verb("run", "Server: answer messages; holds no secret.", _STAGES),
     "decrypt": Verb("decrypt", "Client: decrypt the replies.", _STAGES),
+    "token": Verb("token", "Server: add, list, rotate or revoke the tokens of clients.", _SERVICE),
+    "audit": Verb("audit", "Server: show or verify the log of who asked what and when.", _SERVICE),
+    "serve": Verb("serve", "Server: answer clients over HTTP.", _SERVICE),
     "inspect": Verb("inspect", "Show a bundle's network, cost, parameters and guarantee.", _MODELS),
     "models": Verb("models", "List the models of the zoo.", _MODELS),
     "train": Verb("train", "Train a model of the zoo by its recipe.", _MODELS),

@@ -170,6 +170,12 @@ class Accounts:
         with self._database.reading() as query:
             return [kept for kept, _ in _tokens(query, "")]
 
+    def limits(self, client: str) -> Limits | None:
+        """What a client may spend; None if there is no such client."""
+        with self._database.reading() as query:
+            row = query.one(f"SELECT {', '.join(_LIMITS)} FROM clients WHERE name = ?", client)
+        return Limits(*row) if row else None
+
     @staticmethod
     def _client(transaction: Transaction, client: str, limits: Limits | None) -> None:
         transaction.run("INSERT INTO clients (name) VALUES (?) ON CONFLICT (name) DO NOTHING", client)

@@ -120,14 +120,29 @@ class Audit:
 
     def append(self, transaction: Transaction, event: Event) -> None:
         """Append a record as part of a transaction."""
-        row = transaction.one("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
-        last = Head(*row) if row else Head()
+        last = _last(transaction)
         bare = Record(last.seq + 1, int(self._clock() * 1000), event, last.hash, "")
         digest = bare.digest()
         values = (bare.seq, bare.time_ms, *astuple(event), last.hash, digest)
         transaction.run(f"INSERT INTO audit ({_COLUMNS}) VALUES ({_VALUES})", *values)
         if transaction.durable:  # else the anchor might outlive what it names
             transaction.after.append(lambda: self._advance(Head(bare.seq, digest)))
+
+    def resume(self) -> None:
+        """Take up the log where the last server left it.
+
+        Raises:
+            BundleError: It has lost the record that the anchor names; the anchor stays as it is.
+        """
+        anchored = self._anchor_read()
+        with self._database.reading() as query:
+            last = _last(query)
+            row = query.one("SELECT hash FROM audit WHERE seq = ?", anchored.seq) if anchored and anchored.seq else None
+        if anchored and anchored.seq and (row is None or row[0] != anchored.hash):
+            fix = "see `secure-infer audit verify`; if a backup was put back, remove the anchor."
+            problem = Problem(str(self._anchor_file), f"It names record {anchored.seq}, which is not there.", fix)
+            raise BundleError("The audit log was cut.", [problem])
+        self._advance(last)
 
     def anchor(self) -> None:
         """Write the anchor now."""
@@ -182,6 +197,11 @@ class Audit:
             raise _broken(at.seq + 1, f"It is missing: the log once had {max(heads)} records.")
         return at
 
+    @property
+    def anchored(self) -> bool:
+        """Whether there is an anchor."""
+        return self._anchor_file.exists()
+
     def _anchor_read(self) -> Head | None:
         if not self._anchor_file.exists():
             return None
@@ -190,6 +210,11 @@ class Audit:
         except UsageError as error:
             problem = Problem(str(self._anchor_file), "It can't be read as a number and a hash.", "see who changed it.")
             raise BundleError("The audit log's anchor is damaged.", [problem]) from error
+
+
+def _last(query: Transaction) -> Head:
+    row = query.one("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
+    return Head(*row) if row else Head()
 
 
 def _record(row: tuple[object, ...]) -> Record:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from secure_infer.errors import InvalidInput, LimitExceeded, Problem, SecureInferError
-from secure_infer.serve import replies
+from secure_infer.serve import replies, usage
 from secure_infer.serve.accounts import Account
 from secure_infer.serve.audit import Audit, Event
 from secure_infer.serve.database import Database, Row, Transaction
+from secure_infer.serve.usage import Spent
 
-WINDOWS = {"hour": 3600, "day": 86400}
 RUNS = 5
 """How often a request that failed may be run for its one charge."""
 _HISTORY_S = 7 * 86400
@@ -53,15 +53,6 @@ class Admission:
     attempt: int = 1
     reply: bytes = b""
     retry_after: float = 1.0
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a client has spent of a window, and the seconds until the next one begins."""
-
-    requests: int
-    cpu_s: float
-    resets_s: float
 
 
 class Budgets:
@@ -144,7 +135,7 @@ class Budgets:
         """What a client has spent of the current `hour` and `day`."""
         now = self._clock()
         with self._database.reading() as query:
-            return {unit: _spent(query, client, unit, now) for unit in WINDOWS}
+            return {unit: usage.spent(query, client, unit, now) for unit in usage.WINDOWS}
 
     def sweep(self) -> None:
         """Drop replies that are past their time, and requests and counts of more than a week ago."""
@@ -152,7 +143,7 @@ class Budgets:
         with self._database.transaction() as transaction:
             replies.prune(transaction, self._keep, self._keep.total_bytes, now)
             transaction.run("DELETE FROM requests WHERE charged < ? AND state <> 'running'", now - _HISTORY_S)
-            transaction.run("DELETE FROM usage WHERE start < ?", int(now) - _HISTORY_S)
+            usage.prune(transaction, now - _HISTORY_S)
 
     def _decide(
         self, transaction: Transaction, account: Account, wanted: Admission, digest: str
@@ -173,8 +164,7 @@ class Budgets:
         now = self._clock()
         if (refusal := self._refusal(transaction, account, wanted, now, requests=1)) is not None:
             return refusal
-        for unit in WINDOWS:
-            _add(transaction, wanted.client, unit, now, requests=1)
+        usage.add(transaction, wanted.client, now, requests=1)
         transaction.run(
             "INSERT INTO requests VALUES (?, ?, ?, ?, ?, 'running', ?, 1, 0, ?, ?)",
             *(wanted.client, wanted.request_id, wanted.model, wanted.key_name, digest),
@@ -221,7 +211,7 @@ class Budgets:
             ("hour", limits.per_hour, limits.cpu_per_hour),
             ("day", limits.per_day, limits.cpu_per_day),
         ):
-            spent = _spent(transaction, wanted.client, unit, now)
+            spent = usage.spent(transaction, wanted.client, unit, now)
             if most is not None and requests and spent.requests + requests > most:
                 problems.append(_over(unit, f"{most} requests", spent))
                 waits.append(spent.resets_s)
@@ -231,19 +221,9 @@ class Budgets:
                 waits.append(spent.resets_s if spent.cpu_s >= most_s else 1.0)
         if not problems:
             return None
-        self._note_refusal(transaction, wanted, now)
+        if usage.refuse(transaction, wanted.client, now):  # once an hour, lest asking on fill the log
+            self._audit.append(transaction, _event(wanted, "refused: budget"))
         return LimitExceeded("The budget is spent.", problems, retry_after=max(waits))
-
-    def _note_refusal(self, transaction: Transaction, wanted: Admission, now: float) -> None:
-        """Recorded once an hour and client, lest asking on fill the log."""
-        where = wanted.client, _start("hour", now)
-        if transaction.one(
-            "SELECT 1 FROM usage WHERE client = ? AND unit = 'hour' AND start = ? AND refused = 1", *where
-        ):
-            return
-        _add(transaction, wanted.client, "hour", now)
-        transaction.run("UPDATE usage SET refused = 1 WHERE client = ? AND unit = 'hour' AND start = ?", *where)
-        self._audit.append(transaction, _event(wanted, "refused: budget"))
 
     def _settle(
         self, transaction: Transaction, admission: Admission, outcome: bytes | SecureInferError, cpu_s: float
@@ -265,8 +245,7 @@ class Budgets:
                 *("answered" if answered else "failed", admission.attempt - unrun),
                 *(admission.client, admission.request_id),
             )
-        for unit in WINDOWS if cpu_s else ():
-            _add(transaction, admission.client, unit, now, cpu_s=cpu_s)
+        usage.add(transaction, admission.client, now, cpu_s=cpu_s)
         if isinstance(outcome, bytes):
             replies.put(transaction, self._keep, admission.client, admission.request_id, outcome, now)
             self._costs[admission.model] = cpu_s
@@ -276,8 +255,7 @@ class Budgets:
 
     @staticmethod
     def _refund(transaction: Transaction, admission: Admission, charged: float) -> None:
-        for unit in WINDOWS:
-            _add(transaction, admission.client, unit, charged, requests=-1)
+        usage.add(transaction, admission.client, charged, requests=-1)
         sql = "DELETE FROM requests WHERE client = ? AND id = ?"
         transaction.run(sql, admission.client, admission.request_id)
 
@@ -300,27 +278,6 @@ class Budgets:
     @staticmethod
     def _key(admission: Admission) -> tuple[str, str]:
         return admission.client, admission.request_id
-
-
-def _start(unit: str, now: float) -> int:
-    return int(now) // WINDOWS[unit] * WINDOWS[unit]
-
-
-def _spent(query: Transaction, client: str, unit: str, now: float) -> Spent:
-    start = _start(unit, now)
-    row = query.one(
-        "SELECT requests, cpu_s FROM usage WHERE client = ? AND unit = ? AND start = ?", client, unit, start
-    )
-    requests, cpu_s = row or (0, 0.0)
-    return Spent(int(requests), float(cpu_s), max(start + WINDOWS[unit] - now, 0.001))
-
-
-def _add(transaction: Transaction, client: str, unit: str, now: float, requests: int = 0, cpu_s: float = 0.0) -> None:
-    transaction.run(
-        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (client, unit, start) DO UPDATE SET "
-        "requests = usage.requests + excluded.requests, cpu_s = usage.cpu_s + excluded.cpu_s",
-        *(client, unit, _start(unit, now), requests, cpu_s),
-    )
 
 
 def _event(admission: Admission, outcome: str) -> Event:

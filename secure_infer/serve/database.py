@@ -14,6 +14,7 @@ from secure_infer.serve.engines import Engine, Postgres, Sqlite
 from secure_infer.serve.schema import STEPS, Step
 
 Row = tuple[Any, ...]
+_LOCAL, _ELSEWHERE = "state.db", "database"
 
 
 class Transaction:
@@ -191,9 +192,14 @@ def private(folder: Path) -> Path:
     return folder
 
 
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store, or says where its database is."""
+    return (folder / _LOCAL).exists() or (folder / _ELSEWHERE).exists()
+
+
 def _engine(folder: Path, url: str | None) -> Engine:
     """The engine of a store: always the one that it began with, lest tokens be added where no server looks."""
-    local, elsewhere = folder / "state.db", folder / "database"
+    local, elsewhere = folder / _LOCAL, folder / _ELSEWHERE
     if url is None:
         if elsewhere.exists():
             problem = Problem(str(folder), "Its database is PostgreSQL.", "give its URL (--database).")

@@ -31,6 +31,7 @@ class State:
     def __init__(self, lock: Lock, database: Database, folder: Path, quotas: Quotas, keep: Keep) -> None:
         self._lock, self._database = lock, database
         self.audit = Audit(database, folder)
+        self.audit.resume()
         self._instance = Instance(database, self.audit)
         self.accounts = Accounts(database)
         self.budgets = Budgets(database, self.audit, self._instance.number, keep)
