@@ -224,8 +224,16 @@ def addresses(address: str | Path | Sequence[str]) -> list[str]:
 
 
 def key_set(half: bytes) -> str:
-    """Name of the key set that a client half calls for: keys serve every model with the same client half."""
-    return hashlib.sha256(half).hexdigest()
+    """Name of the key set that a client half calls for: keys serve every model whose half calls for the same.
+
+    A half may name it in its header; else it is the SHA-256 of the half.
+    """
+    try:
+        named = frame.unpack(half, None).meta.get("key_set")
+    except BundleError:
+        named = None
+    known = isinstance(named, str) and len(named) == 64 and set(named) <= set("0123456789abcdef")
+    return str(named) if known else hashlib.sha256(half).hexdigest()
 
 
 def write_keys(keys: Keys, secret: str | Path, evaluation: str | Path, half: bytes) -> None:

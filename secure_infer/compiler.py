@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,6 @@ from secure_infer.graph.interpret import interpret, interpret_real
 from secure_infer.graph.text import format_graph
 from secure_infer.wire.transport import InProcess
 
-if TYPE_CHECKING:
-    import torch
 
 Mode = Literal["clear", "simulate", "encrypted"]
 _LIBRARIES = {"tfhe": "concrete-python", "ckks": "tenseal", "mpc": "crypten"}
@@ -116,8 +114,35 @@ class Compiled:
         return backends.load(self.protocol)
 
 
+def check(net: Any, protocol: str, input_shape: tuple[int, ...] | None = None) -> list[Problem]:
+    """List what a protocol can't evaluate in a network or a model, each thing with its fix.
+
+    Args:
+        net: A torch network, or a fitted model of scikit-learn or XGBoost.
+        protocol: "clear", "tfhe", "ckks" or "mpc".
+        input_shape: Shape of one input of a network, `(features,)` or `(channels, height, width)`; with it, shapes are
+            checked too.
+
+    Returns:
+        All problems, in order of evaluation. None, with `input_shape` given, means that each layer can be evaluated;
+        `compile` may still find that values grow too wide, or constants and scales that do not fit their layer.
+
+    Raises:
+        UsageError: An unknown protocol, something that is neither network nor model, or a shape that is not a tuple.
+    """
+    from secure_infer.frontends import is_tabular
+
+    if is_tabular(net):
+        from secure_infer.frontends import tabular
+
+        return tabular.check(net, protocol)
+    from secure_infer.nn.check import check as check_network
+
+    return check_network(net, protocol, input_shape)
+
+
 def compile(
-    net: torch.nn.Module | Graph,
+    net: Any,
     calibration: npt.ArrayLike,
     protocol: str,
     *,
@@ -127,7 +152,9 @@ def compile(
     """Compile a network for a protocol.
 
     Args:
-        net: A torch network in any mix of float, Brevitas, binarized and polynomial layers; or a `Graph`.
+        net: A torch network in any mix of float, Brevitas, binarized and polynomial layers; a linear model, trees or
+            a perceptron of scikit-learn or XGBoost, alone or after scalers in a pipeline (see `frontends.tabular` for
+            what their outputs mean); or a `Graph`.
         calibration: Typical inputs as reals, shape `(n, *input shape)`; they set every range. They do not end up in
             the result.
         protocol: "clear", "tfhe", "ckks" or "mpc".
@@ -155,6 +182,8 @@ def compile(
     graph = _trace(net, calibration, protocol, n_bits)
     graph = passes.optimize(graph, pool_first=protocol == "mpc")
     require_supported(backend, graph)
+    if options.get("keys_of") is not None:
+        options["keys_of"] = _half_of(options["keys_of"])
     program = backend.compile(graph, graph.quantize(calibration), options)
     return Compiled(graph, Interface.of(graph, protocol, program.guarantee), program)
 
@@ -166,6 +195,13 @@ def load(path: str | Path) -> Compiled:
         BundleError: Truncated, altered, or of a newer schema.
     """
     return Compiled(*bundle.load(path))
+
+
+def _half_of(model: Any) -> Any:
+    """The client half of a compiled model, or of the bundle at a path; anything else is for the backend to refuse."""
+    if isinstance(model, Compiled):
+        return model.program.client
+    return bundle.load(model)[2].client if isinstance(model, str | Path) else model
 
 
 def _trace(net: Any, calibration: npt.NDArray[Any], protocol: str, n_bits: int | Mapping[str, int] | None) -> Graph:

@@ -42,8 +42,8 @@ def pack(kind: str, parts: Sequence[bytes], meta: Mapping[str, Any] | None = Non
     return b"".join((MAGIC, hashlib.sha256(body).digest(), body))
 
 
-def unpack(data: bytes, kind: str) -> Frame:
-    """Take a frame apart after checking its magic, lengths, SHA-256 and kind.
+def unpack(data: bytes, kind: str | None) -> Frame:
+    """Take a frame apart after checking its magic, lengths, SHA-256 and kind; None stands for any kind.
 
     Raises:
         BundleError: Anything that is not a whole, unaltered frame of this kind.
@@ -57,7 +57,7 @@ def unpack(data: bytes, kind: str) -> Frame:
         found, sizes, meta = header["kind"], header["parts"], header["meta"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _error(kind, "its header is not readable") from error
-    if found != kind:
+    if kind is not None and found != kind:
         raise _error(kind, f"it is of the kind {str(found)[:40]!r}")
     lengths = isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
     if not lengths or not isinstance(meta, dict):
@@ -82,7 +82,8 @@ def _problem(data: bytes) -> str:
     return ""
 
 
-def _error(kind: str, what: str) -> BundleError:
+def _error(kind: str | None, what: str) -> BundleError:
+    kind = kind or "frame"
     return BundleError(
         f"This is not a usable {kind}.",
         [Problem(kind, f"Refused because {what}.", "fetch or make it again, and check that it is the right file.")],
