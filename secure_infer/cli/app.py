@@ -36,7 +36,6 @@ class Verb:
 
 _EASY, _STAGES, _MODELS = "Start here", "Stages, each a process of its own", "Models and measurements"
 _SERVICE = "Service"
-_SERVICE = "Service"
 
 VERBS: Mapping[str, Verb] = {
     "demo": Verb("demo", "Classify handwritten digits on real ciphertexts under every protocol.", _EASY),
