@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from secure_infer.errors import InvalidInput, Problem, UnsupportedNetwork
 from secure_infer.graph.encoding import Encoding
 from secure_infer.graph.ops import Op
-from secure_infer.graph.types import ACCUMULATOR_BITS, Integers, TensorType, TypeProblem
+from secure_infer.graph.types import ACCUMULATOR_BITS, MOST_ELEMENTS, Integers, TensorType, TypeProblem
 
 INPUT = "input"
 """The name under which nodes refer to the graph's input."""
@@ -216,6 +217,10 @@ def _infer(graph: Graph) -> tuple[dict[str, TensorType], list[Problem]]:
                     f"quantize earlier: {ACCUMULATOR_BITS} bits is the limit of exact evaluation.",
                 )
             )
+            continue
+        if math.prod(inferred.shape) > MOST_ELEMENTS:
+            what = f"Its value has {math.prod(inferred.shape)} elements a sample."
+            problems.append(Problem(node.name, what, f"stay below {MOST_ELEMENTS}, as memory has to."))
             continue
         types[node.name] = inferred
     if graph.encoding is not None and graph.encoding.coded != graph.input.shape:

@@ -11,7 +11,16 @@ from typing import TypeAlias, Union
 
 import numpy as np
 
-from secure_infer.graph.types import ACCUMULATOR_BITS, Integers, Pair, Scale, Shape, TensorType, TypeProblem
+from secure_infer.graph.types import (
+    ACCUMULATOR_BITS,
+    MOST_ELEMENTS,
+    Integers,
+    Pair,
+    Scale,
+    Shape,
+    TensorType,
+    TypeProblem,
+)
 
 
 def _require(condition: bool, what: str, fix: str) -> None:
@@ -39,6 +48,8 @@ def _window_shape(shape: Shape, kernel: Pair, stride: Pair, padding: Pair, dilat
         f"kernel {kernel}, stride {stride}, dilation {dilation} or padding {padding} is out of range.",
         "use positive sizes and a padding of zero or more.",
     )
+    padded = shape[0] * (shape[1] + 2 * padding[0]) * (shape[2] + 2 * padding[1])
+    _require(padded <= MOST_ELEMENTS, f"Padded by {padding}, the image has {padded} elements.", "pad less.")
     extent = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
     height, width = (_pooled(shape[i + 1], extent[i], stride[i], padding[i]) for i in (0, 1))
     _require(

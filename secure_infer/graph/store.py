@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load, save
 
-from secure_infer.errors import BundleError, Problem
+from secure_infer.errors import BundleError, Problem, SecureInferError
 from secure_infer.graph import encoding
 from secure_infer.graph.graph import Graph, Node
 from secure_infer.graph.ops import OPS, Op
@@ -66,18 +66,19 @@ def from_bytes(head: bytes, weights: bytes) -> Graph:
                     )
                 ],
             )
+        if len({entry["name"] for entry in data["nodes"]}) < len(data["nodes"]):
+            raise ValueError("two nodes have one name")
         arrays = load(weights)
         nodes = tuple(_node(entry, arrays) for entry in data["nodes"])
         kind = data["input"]
         input_type = TensorType(tuple(kind["shape"]), kind["low"], kind["high"], tuple(kind["scale"]))
         coded = encoding.from_dict(data["encoding"]) if "encoding" in data else None
         return Graph(input_type, nodes, data["output"], arrays["offset"], coded)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise _unreadable(error) from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise _unreadable(error) from error
+    except SecureInferError:
         raise
+    except Exception as error:
+        # A forged graph fails wherever its values are first used, by an exception of any kind.
+        raise _unreadable(error) from error
 
 
 def fingerprint(graph: Graph) -> str:

@@ -14,6 +14,8 @@ Pair: TypeAlias = tuple[int, int]
 Scale: TypeAlias = tuple[float, ...]
 
 ACCUMULATOR_BITS = 62
+MOST_ELEMENTS = 1 << 28
+"""Of one value for one sample: two gigabytes, more than any protocol here can evaluate."""
 
 
 def bits_of(low: int, high: int) -> int:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Self
 
 from secure_infer.backends.mpc import messages
 from secure_infer.backends.mpc.backend import unpack_half
@@ -70,7 +71,11 @@ class PartyRunner:
         self._counts: Counter[str] = Counter(busy=0, restarts=0)
         self._closing = False
         self._thread = threading.Thread(target=self._keep, name=seat.role, daemon=True)
+
+    async def start(self) -> Self:
+        """Begin to look for the other roles, which need not be there yet; `status` says when they are."""
         self._thread.start()
+        return self
 
     async def run(self, job: Job) -> Done:
         """Answer a share together with the other party, once that has the other share.
@@ -105,7 +110,8 @@ class PartyRunner:
             self._closing = True
             self._changed.notify_all()
         self._kill()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
         self._fail(ProtocolError("The party was stopped.", [Problem(self._seat.role, "It ended.", "start it again.")]))
 
     def _admit(self, entry: _Waiting) -> None:

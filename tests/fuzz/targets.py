@@ -38,18 +38,18 @@ def framed(data: bytes) -> bytes:
     return frame.MAGIC + hashlib.sha256(data).digest() + data
 
 
-def bent(document: Any, data: bytes) -> Any:
-    """A copy of a JSON document in which every three bytes replace one value by another."""
-    changed = {"": copy.deepcopy(document)}
+def bent(text: bytes, data: bytes) -> Any:
+    """A JSON document in which every three bytes replace one value by another."""
+    changed = {"": json.loads(text)}
+    places = list(_places(changed))
     for at in range(0, len(data) - 2, 3):
-        places = list(_places(changed))
         holder, key = places[int.from_bytes(data[at : at + 2], "little") % len(places)]
         choice = data[at + 2]
         if choice < 2 * len(_NASTY):
-            holder[key] = copy.deepcopy(_NASTY[choice % len(_NASTY)])
+            holder[key] = copy.copy(_NASTY[choice % len(_NASTY)])
         else:
             other, name = places[choice * 31 % len(places)]
-            holder[key] = copy.deepcopy(other[name])
+            holder[key] = json.loads(json.dumps(other[name]))
     return changed[""]
 
 
@@ -111,7 +111,7 @@ class MessageTarget:
             parts[-1] = data[1:4] + parts[-1][: data[0]]
         if data[0] & 128:
             parts = [*parts, b"more"] if data[0] & 32 else parts[:-1]
-        meta = bent(good.meta, data[1:])
+        meta = bent(json.dumps(good.meta).encode(), data[1:])
         try:
             reader(frame.pack(good.kind, parts, meta if isinstance(meta, dict) else {"": meta}))
         except SecureInferError:
@@ -139,7 +139,7 @@ class BundleTarget:
         os.close(descriptor)
         self._path = Path(name)
         self._parts = seeds.parts()
-        self._manifest = json.loads(self._parts.pop("manifest.json"))
+        self._manifest = self._parts.pop("manifest.json")
 
     def __call__(self, data: bytes) -> None:
         """Load one bundle."""
@@ -160,16 +160,16 @@ class BundleTarget:
             case 1:
                 return zipped(self._parts, bent(self._manifest, rest))
             case 2:
-                network = json.dumps(bent(json.loads(self._parts["graph.json"]), rest)).encode()
-                return zipped({**self._parts, "graph.json": network}, self._manifest)
+                network = json.dumps(bent(self._parts["graph.json"], rest)).encode()
+                return zipped({**self._parts, "graph.json": network}, json.loads(self._manifest))
             case 3:
-                return zipped({**self._parts, "weights.safetensors": self._weights(rest)}, self._manifest)
+                return zipped({**self._parts, "weights.safetensors": self._weights(rest)}, json.loads(self._manifest))
         return rest
 
     def _weights(self, rest: bytes) -> bytes:
         good = self._parts["weights.safetensors"]
         (length,) = struct.unpack_from("<Q", good)
-        header = json.dumps(bent(json.loads(good[8 : 8 + length]), rest)).encode()
+        header = json.dumps(bent(good[8 : 8 + length], rest)).encode()
         return struct.pack("<Q", len(header)) + header + good[8 + length :]
 
 
