@@ -129,6 +129,11 @@ class Database:
                     gone.append(instance)
         return gone
 
+    def integrity(self) -> list[str]:
+        """What the engine itself finds wrong with its files."""
+        with self._locks[False], self._translated():
+            return self._engine.integrity(self._connected(writes=False))
+
     def close(self) -> None:
         """Close the connections; a later transaction would open them again."""
         for writes, lock in self._locks.items():

@@ -54,6 +54,10 @@ class Engine(Protocol):
         """Whether a connection is good for nothing any more."""
         ...
 
+    def integrity(self, connection: Any) -> list[str]:
+        """What the engine finds wrong with its own files."""
+        ...
+
     def claim(self, connection: Any, instance: int) -> bool:
         """Mark a server as alive for as long as the connection lasts; False if it is alive elsewhere."""
         ...
@@ -113,6 +117,12 @@ class Sqlite:
         """Never."""
         return False
 
+    def integrity(self, connection: Any) -> list[str]:
+        """By SQLite's own check of pages, indices and references."""
+        found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+        references = [f"{row[0]} refers to an absent row" for row in connection.execute("PRAGMA foreign_key_check")]
+        return [what for what in found if what != "ok"] + references
+
     def claim(self, connection: Any, instance: int) -> bool:
         """The lock of the folder says the same."""
         return True
@@ -163,6 +173,10 @@ class Postgres:
     def lost(self, connection: Any) -> bool:
         """Whether the session has ended."""
         return bool(connection.closed or connection.broken)
+
+    def integrity(self, connection: Any) -> list[str]:
+        """Left to PostgreSQL's own tools."""
+        return []
 
     def claim(self, connection: Any, instance: int) -> bool:
         """An advisory lock of the session."""
