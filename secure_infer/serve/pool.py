@@ -52,6 +52,7 @@ class Pool:
         queue: Requests that may wait for a worker.
         threads: Threads that a worker's libraries may use for one request.
         hot_bytes: Memory for opened evaluation keys in each worker.
+        most_bytes: Memory of a worker in all, beyond which a request fails; an equal share of the machine's if 0.
 
     Raises:
         UsageError: A bundle that can't be read.
@@ -65,9 +66,11 @@ class Pool:
         *,
         threads: int = 1,
         hot_bytes: int = 1 << 30,
+        most_bytes: int = 0,
     ) -> None:
         count = workers or len(os.sched_getaffinity(0))
-        self._template = Template(models, hot_bytes, threads)
+        share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
+        self._template = Template(models, hot_bytes, most_bytes or share, threads)
         self._queue = FairQueue(queue, count)
         self._seats = [Seat(number) for number in range(count)]
         self._tasks: list[asyncio.Task[None]] = []

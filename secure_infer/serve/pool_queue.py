@@ -38,8 +38,8 @@ class Ticket:
 class FairQueue:
     """Round robin over clients, first come first served within each.
 
-    A free worker prefers requests whose keys it has hot, or nobody has; the others wait for their own worker, but not
-    for long ("delay scheduling", Zaharia et al., EuroSys 2010), and never while a worker would stand idle.
+    A free worker prefers requests whose keys it has hot, then those whose keys nobody has. The others wait, but not for
+    long ("delay scheduling", Zaharia et al., EuroSys 2010), and never while a worker would stand idle.
 
     Args:
         limit: Requests that may wait.
@@ -97,16 +97,18 @@ class FairQueue:
         return chain.from_iterable(list(self._waiting.values()))
 
     def _next(self, free: Mapping[int, Collection[str]], busy: Collection[Collection[str]]) -> Ticket:
-        passed = []
-        for tickets in self._waiting.values():
-            ticket, name = tickets[0], tickets[0].job.key_name
-            elsewhere = any(name in names for names in busy) and not any(name in names for names in free.values())
-            if not elsewhere or ticket.passes >= self._most_passes:
-                for other in passed:
-                    other.passes += 1
-                return ticket
-            passed.append(ticket)
-        return passed[0]
+        """Of the requests whose turn it is: one passed over too often, else hot on a free worker, hot nowhere, any."""
+        heads = [tickets[0] for tickets in self._waiting.values()]
+        here, there = set(chain.from_iterable(free.values())), set(chain.from_iterable(busy))
+
+        def rank(ticket: Ticket) -> int:
+            name = ticket.job.key_name
+            return 0 if ticket.passes >= self._most_passes else 1 if name in here else 2 if name not in there else 3
+
+        chosen = min(heads, key=rank)
+        for passed in heads[: heads.index(chosen)]:
+            passed.passes += 1
+        return chosen
 
     def _remove(self, ticket: Ticket) -> None:
         tickets = self._waiting[ticket.job.client]

@@ -23,7 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,14 +64,15 @@ class Template:
     Args:
         models: Bundle of each model, by name.
         hot_bytes: Bytes of opened evaluation keys that a worker keeps.
+        most_bytes: Memory that a worker may take in all.
         threads: Threads that a worker's libraries may use for one request.
     """
 
-    def __init__(self, models: Mapping[str, Path], hot_bytes: int, threads: int) -> None:
+    def __init__(self, models: Mapping[str, Path], hot_bytes: int, most_bytes: int, threads: int) -> None:
         kept = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
         self._environment = kept | dict.fromkeys(_THREADS, str(threads))
         self._files = {name: _opened(path) for name, path in models.items()}
-        self._hot_bytes = hot_bytes
+        self._hot_bytes, self._most_bytes = hot_bytes, most_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._lock = asyncio.Lock()
@@ -127,7 +128,7 @@ class Template:
                 start_new_session=True,
             )
         self._control = mine
-        self._tell({"models": self._files, "hot_bytes": self._hot_bytes})
+        self._tell({"models": self._files, "hot_bytes": self._hot_bytes, "most_bytes": self._most_bytes})
         answer = await self._hear(seconds)
         if "problem" in answer:
             self._hang_up()
@@ -189,11 +190,11 @@ def main() -> NoReturn:
     gc.collect()
     gc.freeze()  # else a worker's first collection would write to, and so copy, every page of objects
     control.send(b'{"ready": true}')
-    _obey(control, roles, int(order["hot_bytes"]))
+    _obey(control, lambda connection: worker.serve(connection, roles, order["hot_bytes"], order["most_bytes"]))
     sys.exit(0)
 
 
-def _obey(control: socket.socket, roles: Mapping[str, SoleServer], hot_bytes: int) -> None:
+def _obey(control: socket.socket, serve: Callable[[socket.socket], None]) -> None:
     """Fork and kill as told, and bury the dead, until the front hangs up."""
     children: dict[int, int] = {}  # process number -> file descriptor that becomes readable when it ends
     while True:
@@ -211,13 +212,13 @@ def _obey(control: socket.socket, roles: Mapping[str, SoleServer], hot_bytes: in
         if order.get("end") in children:
             os.kill(order["end"], signal.SIGKILL)
         if files:
-            pid = _fork(control, files[0], list(children.values()), roles, hot_bytes)
+            pid = _fork(control, files[0], list(children.values()), serve)
             children[pid] = os.pidfd_open(pid)
     for pid in children:
         os.kill(pid, signal.SIGKILL)
 
 
-def _fork(control: socket.socket, file: int, others: list[int], roles: Mapping[str, SoleServer], hot_bytes: int) -> int:
+def _fork(control: socket.socket, file: int, others: list[int], serve: Callable[[socket.socket], None]) -> int:
     parent, pid = os.getpid(), os.fork()
     if pid:
         os.close(file)
@@ -228,7 +229,7 @@ def _fork(control: socket.socket, file: int, others: list[int], roles: Mapping[s
             control.close()
             for descriptor in others:
                 os.close(descriptor)
-            worker.serve(socket.socket(fileno=file), roles, hot_bytes)
+            serve(socket.socket(fileno=file))
     finally:
         os._exit(0)
 

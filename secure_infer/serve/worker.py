@@ -62,9 +62,9 @@ class HotKeyCache:
             del self._keys[entry]
 
 
-def serve(connection: socket.socket, roles: Mapping[str, SoleServer], hot_bytes: int) -> None:
-    """Answer requests until the front hangs up."""
-    _lower_rank()
+def serve(connection: socket.socket, roles: Mapping[str, SoleServer], hot_bytes: int, most_bytes: int) -> None:
+    """Answer requests until the front hangs up, with at most so many bytes of keys, and of memory in all."""
+    _lower_rank(most_bytes)
     cache = HotKeyCache(hot_bytes)
     with contextlib.suppress(pipe.Closed, OSError):
         pipe.send(connection, {"pid": os.getpid()})
@@ -121,8 +121,9 @@ def _read(path: str | None) -> bytes:
         ) from error
 
 
-def _lower_rank() -> None:
-    """Let the kernel end a worker before the front when memory runs out, and write no keys to a core file."""
+def _lower_rank(most_bytes: int) -> None:
+    """Bound the memory; let the kernel end a worker before the front if none is left; write no keys to a core file."""
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
