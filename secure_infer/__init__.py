@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secure_infer.client import Client
     from secure_infer.client_async import AsyncClient
-    from secure_infer.compiler import Compiled, compile, load
-    from secure_infer.nn.check import check
+    from secure_infer.compiler import Compiled, check, compile, load
     from secure_infer.nn.fix import fix
     from secure_infer.zoo import load_model
 
@@ -25,7 +24,7 @@ _HOMES = {
     "AsyncClient": "secure_infer.client_async",
     "Client": "secure_infer.client",
     "Compiled": "secure_infer.compiler",
-    "check": "secure_infer.nn.check",
+    "check": "secure_infer.compiler",
     "compile": "secure_infer.compiler",
     "fix": "secure_infer.nn.fix",
     "load": "secure_infer.compiler",

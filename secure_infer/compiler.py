@@ -22,7 +22,6 @@ from secure_infer.graph.interpret import interpret, interpret_real
 from secure_infer.graph.text import format_graph
 from secure_infer.wire.transport import InProcess
 
-
 Mode = Literal["clear", "simulate", "encrypted"]
 _LIBRARIES = {"tfhe": "concrete-python", "ckks": "tenseal", "mpc": "crypten"}
 
@@ -156,7 +155,7 @@ def compile(
             a perceptron of scikit-learn or XGBoost, alone or after scalers in a pipeline (see `frontends.tabular` for
             what their outputs mean); or a `Graph`.
         calibration: Typical inputs as reals, shape `(n, *input shape)`; they set every range. They do not end up in
-            the result.
+            the result, except that for trees the edges between bins are midpoints between values of single features.
         protocol: "clear", "tfhe", "ckks" or "mpc".
         n_bits: Bits for layers that bring no quantization of their own.
         options: Options of the protocol, see `secure_infer.backends`.

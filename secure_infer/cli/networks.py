@@ -26,7 +26,7 @@ class Network:
     """A network to compile.
 
     Attributes:
-        net: A torch network or a `Graph`.
+        net: A torch network, a scikit-learn or XGBoost model, or a `Graph`.
         dataset: Name of the data set that it is meant for; empty if it is somebody's own.
         options: Compile options by protocol, as the recipe has them.
     """
@@ -120,10 +120,11 @@ def _module(home: str) -> ModuleType:
 
 
 def _is_network(found: Any) -> bool:
+    from secure_infer.frontends import is_tabular
     from secure_infer.graph.graph import Graph
 
     torch = sys.modules.get("torch")
-    return isinstance(found, Graph) or (torch is not None and isinstance(found, torch.nn.Module))
+    return isinstance(found, Graph) or is_tabular(found) or (torch is not None and isinstance(found, torch.nn.Module))
 
 
 def _unusable(where: str, what: str, fix: str) -> UsageError:
@@ -141,7 +142,7 @@ def problems(net: Any, protocol: str) -> tuple[Problem, ...]:
     from secure_infer.graph.graph import Graph
 
     if not isinstance(net, Graph):
-        from secure_infer.nn.check import check
+        from secure_infer.compiler import check
 
         return tuple(check(net, protocol))
     try:

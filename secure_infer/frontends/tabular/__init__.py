@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-
 import numpy.typing as npt
 
 from secure_infer.errors import Problem, UnsupportedNetwork, UsageError
@@ -22,7 +21,7 @@ from secure_infer.graph.encoding import Affine, Bins, Encoding
 __all__ = ["check", "to_graph"]
 
 _PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
-_SUM_BITS = 11
+_SUM_BITS = 13
 _DEFAULTS: dict[Family, dict[str, int]] = {"linear": {"input": 10, "weights": 12}, "trees": {"input": 5}}
 
 
@@ -87,7 +86,8 @@ def _translated(
     if kind == "perceptron":
         from secure_infer.frontends.tabular.perceptron import perceptron_graph
 
-        return perceptron_graph(end, z, found, protocol, n_bits)
+        wide = {"input": 6} if protocol == "tfhe" else None  # outliers take most of a narrow grid
+        return perceptron_graph(end, z, found, protocol, wide if n_bits is None else n_bits)
     if kind == "linear":
         bits = _bits(n_bits, _DEFAULTS[kind])
         return linear_graph(end, z, found, bits["input"], bits["weights"])

@@ -37,11 +37,13 @@ def quantile_edges(x: Reals, levels: int) -> Reals:
 
     Args:
         x: Calibration rows, shape `(n, features)`.
-        levels: Edges of each feature.
+        levels: Most edges of a feature.
 
     Returns:
-        Shape `(features, levels)`, ascending; a feature with fewer values repeats its last edge.
+        Shape `(features, levels)`, ascending, of no more levels than the feature with the most values needs; one with
+        fewer values repeats its last edge.
     """
+    levels = max(1, min(levels, max(len(np.unique(column)) for column in x.T) - 1))
     edges = np.empty((x.shape[1], levels))
     for feature, column in enumerate(x.T):
         values, counts = np.unique(column, return_counts=True)

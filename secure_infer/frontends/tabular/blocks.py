@@ -24,8 +24,8 @@ Bit: TypeAlias = tuple[int, int]
 Conditions: TypeAlias = Mapping[tuple[int, bool], int]
 """On the way to a node: the greatest edge passed of each feature (True), and the least one not passed (False)."""
 
-_COST = (0, 29, 41, 69, 98, 227, 526)
-"""What a look-up of so many bits costs under TFHE; only the ratios count."""
+_COST = (0, 90, 92, 100, 142, 230, 526)
+"""What a look-up of so many bits costs under TFHE, if its value is to be added to many others; only ratios count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +85,14 @@ def cut(trees: Sequence[Binned], look_up_tables: bool) -> Cut:
     if not look_up_tables:
         found = [look for tree, cutter in curved for look in cutter.leaves(tree)]
         return Cut(deepest.bit_length(), found, linear, constant)
-    least = deepest.bit_length()
-    sizes = {bits: sum(c.count(tree, bits) for tree, c in curved) for bits in range(least, max(least, 6) + 1)}
-    bits = min(sizes, key=lambda b: sizes[b] * _COST[min(b, len(_COST) - 1)] * 2 ** max(0, b - len(_COST) + 1))
+    widths = range(least := deepest.bit_length(), max(least + 1, len(_COST)))
+    costs = {bits: sum(c.count(tree, bits) for tree, c in curved) * _cost(bits) for bits in widths}
+    bits = min(costs, key=costs.__getitem__)
     return Cut(bits, [look for tree, c in curved for look in c.look_ups(tree, bits)], linear, constant)
+
+
+def _cost(bits: int) -> int:
+    return _COST[bits] if bits < len(_COST) else _COST[-1] << (bits - len(_COST) + 1)
 
 
 def _straight(tree: Binned, base: Integers, linear: dict[Bit, Integers]) -> Integers:
@@ -155,7 +159,7 @@ class _Cutter:
         """The fewest look-ups of so many bits for the part below a node."""
         held = held or {}
         whole = self._whole(node, bits, len(held))
-        if whole is not None and whole <= 1 or isinstance(node, Leaf):
+        if (whole is not None and whole <= 1) or isinstance(node, Leaf):
             return whole or 0
         parts = sum(self.count(part, bits, after) for part, after in _branches(node, held))
         return parts if whole is None else min(whole, parts)
@@ -173,7 +177,7 @@ class _Cutter:
         """One look-up for each leaf that differs from the base."""
         held = held or {}
         if isinstance(node, Leaf):
-            yield from self._block(node, held)
+            yield from self._block(node, held, values_as_rows=True)
             return
         for part, after in _branches(node, held):
             yield from self.leaves(part, after)
@@ -197,7 +201,8 @@ class _Cutter:
             return None
         return min(len(values), int(np.any(values, axis=0).sum()))
 
-    def _block(self, node: Binned, held: Conditions) -> Iterator[LookUp]:
+    def _block(self, node: Binned, held: Conditions, values_as_rows: bool = False) -> Iterator[LookUp]:
+        """Look-ups of 0 and 1, one for each value, or of the values themselves, one for each output, if not more."""
         edges, values = self._need(node)
         if not values:
             return
@@ -215,7 +220,7 @@ class _Cutter:
         table = np.zeros((place * (len(held) + 1), len(self.base)), dtype=np.int64)
         table[place * len(held) :] = active
         used = np.flatnonzero(active.any(axis=0))
-        if len(values) < len(used):
+        if values_as_rows or len(values) < len(used):
             for row in values:
                 yield LookUp(weights, bias, (table == row).all(axis=1).astype(np.int64), row)
         else:

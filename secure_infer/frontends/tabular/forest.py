@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,17 +9,19 @@ import numpy as np
 
 from secure_infer.frontends.quantize import Reals
 from secure_infer.frontends.tabular.bins import Binner, quantile_edges
-from secure_infer.frontends.tabular.blocks import Bit, Cut, LookUp, cut
+from secure_infer.frontends.tabular.blocks import Bit, Cut, cut
 from secure_infer.frontends.tabular.models import Scores, disagrees
 from secure_infer.frontends.tabular.trees import Tree
-from secure_infer.graph import INPUT, Add, Graph, Linear, Lookup, Node, Op, Sign, TensorType
+from secure_infer.graph import INPUT, Add, Graph, Linear, Lookup, Node, Sign, TensorType
 from secure_infer.graph.encoding import Bins
 from secure_infer.graph.types import Integers
 
 _CLOSE = 1e-4
 
 
-def forest_graph(model: Any, trees: Sequence[Tree], x: Reals, scores: Scores, bits: int, value_bits: int, tables: bool) -> Graph:
+def forest_graph(
+    model: Any, trees: Sequence[Tree], x: Reals, scores: Scores, bits: int, value_bits: int, tables: bool
+) -> Graph:
     """Trees that add up, on rows whose features are cut into `2**bits` bins.
 
     Args:
@@ -36,11 +37,11 @@ def forest_graph(model: Any, trees: Sequence[Tree], x: Reals, scores: Scores, bi
         UnsupportedNetwork: The scores are no sum of the trees' values.
     """
     values = [tree.value[:, -scores.raw.shape[1] :] for tree in trees]
-    constant = _constant(model, trees, values, x, scores)
+    constant, seen = _constant(model, trees, x, scores)
     edges = quantile_edges(x, (1 << bits) - 1)
     span = max(float(np.ptp(value[tree.left < 0], axis=0).max()) for tree, value in zip(trees, values, strict=True))
     unit = span / ((1 << value_bits) - 1) or 1.0
-    binner = Binner(x, edges)
+    binner = Binner(seen, edges)
     rounded = [np.rint(value / unit).astype(np.int64) for value in values]
     binned = [binner.bin(tree, value) for tree, value in zip(trees, rounded, strict=True)]
     found = cut(binned, tables)
@@ -49,14 +50,14 @@ def forest_graph(model: Any, trees: Sequence[Tree], x: Reals, scores: Scores, bi
     return Graph(TensorType((edges.size,), 0, 1), tuple(nodes), nodes[-1].name, offset, Bins(edges))
 
 
-def _constant(model: Any, trees: Sequence[Tree], values: Sequence[Reals], x: Reals, scores: Scores) -> Reals:
-    """What the scores are beyond the sum of the trees, shape `(outputs,)`."""
-    for seen in (x, x.astype(np.float32).astype(np.float64)):  # scikit-learn's trees round rows to float32
+def _constant(model: Any, trees: Sequence[Tree], x: Reals, scores: Scores) -> tuple[Reals, Reals]:
+    """What the scores are beyond the sum of the trees, shape `(outputs,)`, and the rows as the model sees them."""
+    for seen in (x, x.astype(np.float32).astype(np.float64)):  # most of scikit-learn's trees round rows to float32
         total = sum(tree(seen)[:, -scores.raw.shape[1] :] for tree in trees)
         rest = scores.raw - total
         constant = np.median(rest, axis=0)
         if np.allclose(rest, constant, rtol=_CLOSE, atol=_CLOSE * max(1e-12, float(np.ptp(scores.raw)))):
-            return np.asarray(constant)
+            return np.asarray(constant), seen
     raise disagrees(model)
 
 

@@ -38,7 +38,8 @@ def linear_graph(model: Any, x: Reals, scores: Scores, bits: int, weight_bits: i
     weight = np.asarray(model.coef_, dtype=np.float64).reshape(-1, x.shape[1])
     bias = np.asarray(model.intercept_, dtype=np.float64).reshape(-1)
     affine = scores.raw.shape[1] == len(weight) and bias.size in (1, len(weight))
-    if not affine or not np.allclose(x @ weight.T + bias, scores.raw, rtol=_CLOSE, atol=_CLOSE * np.ptp(scores.raw)):
+    slack = _CLOSE * float(np.ptp(scores.raw))
+    if not affine or not np.allclose(x @ weight.T + bias, scores.raw, rtol=_CLOSE, atol=slack):
         raise disagrees(model)
     encoding = grid(x, bits)
     steps = weight * encoding.scale
