@@ -20,7 +20,8 @@ class Access:
     """How a server is reached and convinced.
 
     Attributes:
-        token: Bearer token; from the environment variable SECURE_INFER_TOKEN if None.
+        token: Bearer token; from the environment variable SECURE_INFER_TOKEN if None. Parties with tokens of their own
+            have them in order, separated by commas, so that none sees another's.
         ca: PEM file of the authorities that may vouch for the server; the system's if None.
         certificate: PEM files of this client's certificate and its key, where a server asks for one.
         timeout: Seconds without any progress after which a connection counts as lost; a reply may take this long.
@@ -50,9 +51,10 @@ class Access:
             raise UsageError("Some arguments have no meaning.", problems)
         return cls(**arguments)
 
-    def bearer(self) -> str:
-        """The token, or nothing."""
-        return (os.environ.get(TOKEN_VARIABLE, "") if self.token is None else self.token).strip()
+    def bearer(self, party: int = 0) -> str:
+        """The token for a party's server, or nothing."""
+        given = (os.environ.get(TOKEN_VARIABLE, "") if self.token is None else self.token).split(",")
+        return (given[party] if party < len(given) else given[-1]).strip()
 
 
 def is_loopback(host: str) -> bool:
@@ -83,10 +85,10 @@ def checked(urls: Sequence[str]) -> list[str]:
     return list(urls)
 
 
-def settings(url: str, access: Access) -> dict[str, Any]:
+def settings(url: str, access: Access, party: int = 0) -> dict[str, Any]:
     """Arguments of the library's client for one server."""
     httpx2 = library()
-    address, token = httpx2.URL(url), access.bearer()
+    address, token = httpx2.URL(url), access.bearer(party)
     private = address.scheme == "https"
     headers = {"Accept-Encoding": "identity"}
     if token:

@@ -50,7 +50,7 @@ class Http:
         httpx2 = library()
         access = access or Access()
         self._progress, self._evaluation = progress, b""
-        self._clients = [httpx2.Client(**settings(url, access)) for url in checked(urls)]
+        self._clients = [httpx2.Client(**settings(url, access, party)) for party, url in enumerate(checked(urls))]
         try:
             self._talk = _talk(access, model or _only(self._drive(0, _talk(access, "").models())))
         except BaseException:
@@ -123,7 +123,7 @@ class AsyncHttp:
         """Connect; arguments and errors are those of `Http`."""
         httpx2 = library()
         access = access or Access()
-        clients = [httpx2.AsyncClient(**settings(url, access)) for url in checked(urls)]
+        clients = [httpx2.AsyncClient(**settings(url, access, party)) for party, url in enumerate(checked(urls))]
         found = cls(clients, _talk(access, model), progress)
         if not model:
             try:

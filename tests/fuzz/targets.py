@@ -39,17 +39,18 @@ def framed(data: bytes) -> bytes:
 
 
 def bent(text: bytes, data: bytes) -> Any:
-    """A JSON document in which every three bytes replace one value by another."""
+    """A JSON document in which every three bytes, up to ten times, replace one value by another."""
     changed = {"": json.loads(text)}
     places = list(_places(changed))
-    for at in range(0, len(data) - 2, 3):
+    for at in range(0, min(len(data), 30) - 2, 3):
         holder, key = places[int.from_bytes(data[at : at + 2], "little") % len(places)]
         choice = data[at + 2]
         if choice < 2 * len(_NASTY):
             holder[key] = copy.copy(_NASTY[choice % len(_NASTY)])
         else:
             other, name = places[choice * 31 % len(places)]
-            holder[key] = json.loads(json.dumps(other[name]))
+            # Containers would make the document grow without end.
+            holder[key] = holder[key] if isinstance(other[name], (dict, list)) else other[name]
     return changed[""]
 
 
