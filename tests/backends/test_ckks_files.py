@@ -31,7 +31,7 @@ def test_a_full_place_is_passed_over_and_nothing_stays(full: int) -> None:
     handle = _Handle(full)
     assert dump(handle) == b"key"
     assert len(handle.paths) == full + 1
-    assert not any(path.parent.exists() for path in handle.paths)
+    assert not any(path.exists() for path in handle.paths)
 
 
 def test_no_room_anywhere_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,4 +39,4 @@ def test_no_room_anywhere_is_one_clear_error(tmp_path: Path, monkeypatch: pytest
     handle = _Handle(9)
     with pytest.raises(UsageError, match="full, or can't be written"):
         dump(handle)
-    assert not any(path.parent.exists() for path in handle.paths)
+    assert not any(path.exists() for path in handle.paths)

@@ -1,11 +1,12 @@
 """The one file that knows the crypto library: SEAL, by TenSEAL's `sealapi`. Keys, ciphertexts, and the SEAL engine.
 
 Serialized keys and ciphertexts come from SEAL's own format, which its loader validates against the parameters. The
-library reads and writes files only; they live for a moment in a private directory, in memory where there is room.
+library reads and writes files only; they live for a moment in memory, without a name, or in a private directory.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -123,22 +124,39 @@ def dump(handle: Handle) -> bytes:
 
 @contextmanager
 def _private_file(fill: Callable[[Path], object]) -> Iterator[Path]:
-    """A file that `fill` has written, in a directory of mode 0700 that is removed with its contents.
+    """A file that `fill` has written, which nobody else can open and which is gone afterwards.
 
     Raises:
         UsageError: There is no room for it, neither in memory (containers may grant little) nor in the usual place.
     """
     with ExitStack() as stack:
-        for parent in ("/dev/shm", None):
-            with suppress(RuntimeError, OSError):
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ckks-", dir=parent))
-                fill(Path(folder) / "object")
+        for place in (_nameless, _in_folder):
+            with suppress(RuntimeError, OSError, AttributeError):  # AttributeError: no such call on this system
+                path = stack.enter_context(place())
+                fill(path)
                 break
         else:
             raise UsageError(
                 "A key or ciphertext can't be written.",
                 [Problem("temporary folder", "It is full, or can't be written to.", "free space, or set TMPDIR.")],
             )
+        yield path
+
+
+@contextmanager
+def _nameless() -> Iterator[Path]:
+    """A file in memory that no folder lists: it is gone even when the process is killed."""
+    descriptor = os.memfd_create("ckks")
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _in_folder() -> Iterator[Path]:
+    """A file in a temporary directory of mode 0700."""
+    with tempfile.TemporaryDirectory(prefix="ckks-") as folder:
         yield Path(folder) / "object"
 
 
