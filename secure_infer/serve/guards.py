@@ -13,7 +13,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from secure_infer.errors import LimitExceeded, Problem, ProtocolError, SecureInferError, UsageError
+from secure_infer.errors import InvalidInput, LimitExceeded, Problem, ProtocolError, SecureInferError, UsageError
 from secure_infer.serve.problems import TIMEOUT, Refused, document
 from secure_infer.wire import api
 
@@ -56,6 +56,10 @@ class BodyGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        refusal = _rude(scope, self._guards.head_bytes)
+        if refusal is not None:
+            await _refuse(refusal, send)
+            return
         body = _Body(scope, receive, self._guards)
 
         async def finish(message: Message) -> None:
@@ -64,6 +68,29 @@ class BodyGuard:
             await send(message)
 
         await self._app(scope, body.receive, finish)
+
+
+def _rude(scope: Scope, head_bytes: int) -> tuple[int, SecureInferError] | None:
+    """What is wrong with a head that the parser has let pass."""
+    if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"]) > head_bytes:
+        problem = Problem("head", f"It has more than {head_bytes} bytes.", "send fewer or shorter headers.")
+        return 431, LimitExceeded("The head of the request is too large.", [problem])
+    names = [name for name, _ in scope["headers"]]
+    if b"content-length" in names and b"transfer-encoding" in names:
+        # A proxy may go by the one and this server by the other, and so see different requests (RFC 9112, 6.3).
+        problem = Problem("head", "It has both Content-Length and Transfer-Encoding.", "send one of them.")
+        return 400, InvalidInput("The length of the request is ambiguous.", [problem])
+    return None
+
+
+async def _refuse(refusal: tuple[int, SecureInferError], send: Send) -> None:
+    """Answer, and close the connection."""
+    status, error = refusal
+    body = document(error, status)
+    headers = [(b"content-type", api.PROBLEM.encode()), (b"content-length", str(len(body)).encode())]
+    headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class _Body:

@@ -109,10 +109,7 @@ class Routes:
             account = await self._enter(request, entry, "keys")
             requests.require_octets(request)
             part = requests.content_range(request, self._front.catalog.keys_bytes())
-            try:
-                offset = await self._receive(request, account, sha256, part)
-            except LimitExceeded as error:
-                raise Refused(error, _FULL) if error.retry_after is None else error from error
+            offset = await self._receive(request, account, sha256, part)
             entry.received, entry.quiet = part.end - part.start, offset < part.total
             return Response(status_code=201 if offset == part.total else 202, headers=_held(offset, part.total))
 
@@ -175,12 +172,18 @@ class Routes:
         except KeyMismatch as error:
             held = await asyncio.to_thread(keys.offset, account.client, sha256) or (0, part.total)
             raise Refused(error, CONFLICT, _held(*held)) from error
+        except LimitExceeded as error:
+            # One that goes away is another connection, and not the disk.
+            raise Refused(error, _FULL) if error.retry_after is None else error from error
         if upload is None:
             return part.total
-        with closing(upload):
-            offset = await asyncio.to_thread(upload.write, first)
-            async for block in source:
-                offset = await asyncio.to_thread(upload.write, block)
+        try:
+            with closing(upload):
+                offset = await asyncio.to_thread(upload.write, first)
+                async for block in source:
+                    offset = await asyncio.to_thread(upload.write, block)
+        except LimitExceeded as error:
+            raise Refused(error, _FULL) from error
         return offset
 
     def _checked(self, message: bytes, model: catalog.Model) -> str:
