@@ -37,15 +37,18 @@ def assemble(
     """The program of a compiled circuit."""
     from concrete import fhe
 
+    from secure_infer.backends.tfhe.keys import key_set
     from secure_infer.backends.tfhe.roles import CLIENT, SERVER, description, discard_files
 
     specs = description(circuit.client.specs)
     held = plan.result
     meta = {
+        "key_set": key_set(specs),
         "input": {"shape": graph.input.shape, "low": graph.input.low, "high": graph.input.high},
         "output": {
             "shape": held.shape,
             "gain": held.gain,
+            "parts": held.parts,
             "center": output.center,
             "rest": (held.offset % held.gain).ravel().tolist(),
         },
@@ -63,9 +66,14 @@ def assemble(
     return program
 
 
-def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> Guarantee:
+def scheme() -> str:
+    """The cryptosystem and the version of its library."""
     from concrete import fhe
 
+    return f"TFHE (concrete-python {fhe.__version__})"
+
+
+def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> Guarantee:
     flips = any(layer["approximate"] for layer in _layers(plan).values())
     trust = []
     if not output.safe or any(step.plan is not None and step.name not in plan.worst_case for step in plan.steps):
@@ -83,7 +91,7 @@ def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> G
         "would help to find it (IND-CPA, not IND-CPA-D)."
     )
     return Guarantee(
-        scheme=f"TFHE (concrete-python {fhe.__version__})",
+        scheme=scheme(),
         security_bits=options.security,
         failure_probability=None if flips else min(1.0, look_ups * options.p_error),
         error_bound=None,
@@ -97,7 +105,19 @@ def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> G
 
 
 def _parameters(plan: Plan, output: Output, options: Options, circuit: Any) -> dict[str, Any]:
-    statistics = circuit.statistics
+    return {
+        "security": options.security,
+        "p_error": options.p_error,
+        "rounding": options.rounding,
+        "output_bits": output.bits,
+        "layers": _layers(plan),
+        **costs(circuit.server),
+    }
+
+
+def costs(server: Any) -> dict[str, Any]:
+    """What the parameters of a circuit are, and what they cost."""
+    (name,) = server.program_info.function_list()
     sets = [
         {
             "polynomial_size": p.polynomial_size(),
@@ -105,19 +125,14 @@ def _parameters(plan: Plan, output: Output, options: Options, circuit: Any) -> d
             "lwe_dimension": p.input_lwe_dimension(),
             "look_ups": count,
         }
-        for p, count in statistics["programmable_bootstrap_count_per_parameter"].items()
+        for p, count in server.programmable_bootstrap_count_per_parameter(name).items()
     ]
     return {
-        "security": options.security,
-        "p_error": options.p_error,
-        "rounding": options.rounding,
         "parameter_sets": sets,
-        "output_bits": output.bits,
-        "layers": _layers(plan),
-        "complexity": float(circuit.complexity),
+        "complexity": float(server.complexity),
         "bytes": {
-            "bootstrapping_keys": int(circuit.size_of_bootstrap_keys),
-            "keyswitching_keys": int(circuit.size_of_keyswitch_keys),
+            "bootstrapping_keys": int(server.size_of_bootstrap_keys),
+            "keyswitching_keys": int(server.size_of_keyswitch_keys),
         },
     }
 

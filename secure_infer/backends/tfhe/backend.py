@@ -42,7 +42,8 @@ class TfheBackend:
         Raises:
             UsageError: Unknown options.
             InvalidInput: A calibration set that is not made of inputs.
-            ParametersError: An accumulator that no look-up can hold, or no secure parameters.
+            ParametersError: An accumulator that no look-up can hold, no secure parameters, or keys of another model
+                that do not suffice.
         """
         require_supported(self, graph)
         chosen = parse(options)
@@ -63,6 +64,12 @@ class TfheBackend:
         from secure_infer.backends.tfhe.roles import TfheServer
 
         return [TfheServer(half) for half in halves]
+
+    def rebuild(self, program: Program) -> Program:
+        """The same circuit for this machine's concrete-python, which needs new keys; see `compiler.rebuild`."""
+        from secure_infer.backends.tfhe.rebuild import rebuild
+
+        return rebuild(program)
 
     def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Values:
         """Outputs with concrete's noise drawn for each look-up. The library draws it: `seed` has no effect."""
@@ -112,7 +119,7 @@ def _output(graph: Graph, planned: Plan, calibration: Integers, options: Options
     likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst)
     found = []
     for reach in (worst[graph.output], likely[graph.output]):
-        low, high = int((reach.low // held.gain).min()), int((reach.high // held.gain).max())
+        low, high = (int(f(held.parts * side // held.gain)) for f, side in ((np.min, reach.low), (np.max, reach.high)))
         center = (low + high + 1) // 2
         found.append((max(2, bits_of(low - center, high - center)), center))
     safe = found[0][0] <= found[1][0]
@@ -122,23 +129,27 @@ def _output(graph: Graph, planned: Plan, calibration: Integers, options: Options
 def _compiled(planned: Plan, output: Output, options: Options, sample: Integers) -> tuple[Any, dict[str, Any]]:
     """The circuit and its settings under the restriction that suits it best."""
     from secure_infer.backends.tfhe.circuit import emit, trace
-    from secure_infer.backends.tfhe.roles import configuration
+    from secure_infer.backends.tfhe.roles import configuration, require_keys, specs_of
 
+    wanted = None if options.keys_of is None else specs_of(options.keys_of)
     found: list[tuple[Any, dict[str, Any]]] = []
     failure = ParametersError("No secure parameters were tried.")
-    for dimensions, log_sizes in RESTRICTIONS:
+    for dimensions, log_sizes in RESTRICTIONS if wanted is None else [([], [])]:
         settings: dict[str, Any] = {
             "p_error": options.p_error,
             "security": options.security,
             "dimensions": dimensions,
             "log_sizes": log_sizes,
+            "shared": wanted is not None,
         }
         try:
-            circuit = trace(emit(planned, output.center, output.bits), sample, configuration(**settings))
+            circuit = trace(emit(planned, output.center, output.bits), sample, configuration(**settings, specs=wanted))
             found.append((circuit, settings))
         except ParametersError as error:
             failure = error
     if not found:
         raise failure
+    if wanted is not None:
+        require_keys(found[0][0], wanted)
     restricted, free = found[0], found[-1]
     return restricted if restricted[0].complexity <= RESTRICTED_COST * free[0].complexity else free

@@ -175,6 +175,8 @@ def look_up(x: Tracer, plan: Bootstraps) -> Tracer:
     if isinstance(plan, Split):
         return _split(x, plan)
     half = (1 << plan.removed) >> 1 if plan.approximate else 0
+    if plan.factor is not None:
+        x = x * plan.factor
     a = pin_bits(_plus(x, -(plan.shift + half), plan.bits), plan.bits)
     return pin(_table(plan)(_clear_low_bits(a, plan)), int(plan.tables.min()), plan.top)
 

@@ -25,8 +25,23 @@ def circuit_id(specs: bytes) -> str:
 
 
 def key_set(specs: bytes) -> str:
-    """SHA-256 of the parameters of all keys: circuits that agree in it share one set of keys."""
-    return hashlib.sha256(json.dumps(json.loads(specs)["keyset"], sort_keys=True).encode()).hexdigest()
+    """SHA-256 of the parameters of all keys and of the noise of inputs: circuits that agree in it share their keys.
+
+    The noise belongs to it because a half that asked for less of it would lay open keys that other models use, too.
+    """
+    whole = json.loads(specs)
+    inputs = [gate["typeInfo"]["lweCiphertext"]["encryption"] for c in whole["circuits"] for gate in c["inputs"]]
+    described = [whole["keyset"], sorted(json.dumps(noise, sort_keys=True) for noise in inputs)]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def summary(specs: bytes) -> str:
+    """The bootstrapping keys of a circuit in words."""
+    return " and ".join(
+        "keys of polynomial size {polynomialSize}, GLWE dimension {glweDimension}, LWE dimension {inputLweDimension} "
+        "and {levelCount} levels".format(**key["params"])
+        for key in json.loads(specs)["keyset"]["lweBootstrapKeys"]
+    )
 
 
 def restriction(specs: bytes) -> Any:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.ranges import Range
 from secure_infer.graph.types import Integers
 
@@ -40,6 +39,8 @@ class LookUp:
         tables: Distinct tables, shape `(tables, 2**(bits - removed))`; entry h belongs to the values a with
             `(a >> removed) + 2**(bits - removed - 1) == h`.
         index: Table of each element; shape of the tensor.
+        factor: What t is multiplied by before the shift, by channel; None for one. With a factor, the table holds
+            `2 * count - levels` and values may reach into the padding bit; see `rounded`.
     """
 
     bits: int
@@ -48,6 +49,7 @@ class LookUp:
     shift: Integers
     tables: Integers
     index: Integers
+    factor: Integers | None = None
 
     @property
     def cost(self) -> int:
@@ -58,6 +60,11 @@ class LookUp:
     def top(self) -> int:
         """Greatest output."""
         return int(self.tables.max())
+
+    @property
+    def low(self) -> int:
+        """Least output."""
+        return int(self.tables.min())
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +96,11 @@ class Split:
         """Greatest output."""
         return self.base.top + 1
 
+    @property
+    def low(self) -> int:
+        """Least output."""
+        return self.base.low
+
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
@@ -111,18 +123,23 @@ class Ladder:
         """Greatest output."""
         return len(self.rungs)
 
+    @property
+    def low(self) -> int:
+        """Least output."""
+        return 0
+
 
 Bootstraps = LookUp | Split | Ladder
 """The ways to plan a function."""
 
 
-def steps(thresholds: Integers, reach: Range, options: Options) -> Bootstraps | None:
+def steps(thresholds: Integers, reach: Range, kept: int | None) -> Bootstraps | None:
     """The cheapest plan for `#{j : t >= thresholds[j]}`.
 
     Args:
         thresholds: Shape `(levels, *shape)`.
         reach: Range of t.
-        options: Rounding, and bits to keep.
+        kept: Bits that rounding keeps; None for exact look-ups.
 
     Returns:
         The plan, or None if the values are too wide.
@@ -131,9 +148,9 @@ def steps(thresholds: Integers, reach: Range, options: Options) -> Bootstraps | 
     first = np.argmax(inside, axis=0)[None]
     anchor = np.take_along_axis(np.clip(thresholds, reach.low, reach.high + 1), first, axis=0)[0]
     spread = np.where(inside, thresholds - anchor, 0)
-    keep = options.keep_bits if options.approximate else EXACT_KEEP
-    placed = _placed(reach, anchor, keep, _trailing_zeros(spread), options.approximate)
-    rungs = [steps(row[None], reach, options) for row in thresholds] if len(thresholds) > 1 else []
+    keep = EXACT_KEEP if kept is None else kept
+    placed = _placed(reach, anchor, keep, _trailing_zeros(spread), kept is not None)
+    rungs = [steps(row[None], reach, kept) for row in thresholds] if len(thresholds) > 1 else []
     if placed is None:
         return None
     # A threshold outside the range is always or never reached, whatever the block of values that holds it.
@@ -169,7 +186,7 @@ def function(values: Integers, reach: Range) -> LookUp | None:
     entry = np.arange(-(1 << (bits - 1)), 1 << (bits - 1)).reshape((-1,) + (1,) * len(shape))
     where = np.clip(entry + shift - start, 0, len(values) - 1)
     table = np.take_along_axis(np.broadcast_to(values, (len(values), *shape)), where, axis=0)
-    return LookUp(bits, removed, approximate, shift, *_distinct(table))
+    return LookUp(bits, removed, approximate, shift, *distinct(table))
 
 
 Placement = tuple[int, int, Integers, bool]
@@ -210,7 +227,7 @@ def _blocks(bits: int, removed: int, shift: Integers) -> Integers:
 def _counting(thresholds: Integers, bits: int, removed: int, shift: Integers, approximate: bool) -> LookUp:
     start = _blocks(bits, removed, shift)
     table = sum((start >= row for row in thresholds), np.zeros(start.shape, dtype=np.int64))
-    return LookUp(bits, removed, approximate, shift, *_distinct(table))
+    return LookUp(bits, removed, approximate, shift, *distinct(table))
 
 
 def _splits(thresholds: Integers, bits: int, shift: Integers) -> list[Split]:
@@ -227,12 +244,12 @@ def _splits(thresholds: Integers, bits: int, shift: Integers) -> list[Split]:
             within = np.where(here, row - start, within)
         if inside.max() > 1:
             break
-        base, limit = (LookUp(bits, removed, False, shift, *_distinct(table)) for table in (below, within))
+        base, limit = (LookUp(bits, removed, False, shift, *distinct(table)) for table in (below, within))
         plans.append(Split(base, limit))
     return plans
 
 
-def _distinct(table: Integers) -> tuple[Integers, Integers]:
+def distinct(table: Integers) -> tuple[Integers, Integers]:
     """Distinct columns of `(entries, *shape)` as rows, and for each element the row that is its own."""
     columns = table.reshape(len(table), -1)
     tables, index = np.unique(columns, axis=1, return_inverse=True)

@@ -14,6 +14,7 @@ HELP = {
     "rounding": '"exact" (default), or "approximate": cheaper, but values near a threshold may flip',
     "keep_bits": "leading bits that a rounded accumulator keeps: 1 to 8 (default 4)",
     "security": "bits of security: 128 (default) or 132",
+    "keys_of": "a compiled model, or the path of its bundle: use its keys, so that one upload serves both",
     "ranges": '"calibrated" (default), or "worst_case": no input can overflow, at the cost of wider accumulators',
 }
 
@@ -28,18 +29,21 @@ class Options:
         keep_bits: Leading bits that a rounded accumulator keeps.
         security: Bits of security.
         ranges: `calibrated` or `worst_case`.
+        keys_of: Client half of the model whose keys are to be used.
     """
 
     p_error: float = P_ERROR
     rounding: str = "exact"
-    keep_bits: int = 4
+    keep_bits: int | Mapping[str, int] = 4
     security: int = 128
     ranges: str = "calibrated"
+    keys_of: bytes | None = None
 
-    @property
-    def approximate(self) -> bool:
-        """Whether rounding may flip values near a threshold."""
-        return self.rounding == "approximate"
+    def kept(self, layer: str) -> int | None:
+        """Bits that rounding keeps in a layer; None if its look-up is exact."""
+        if self.rounding == "exact":
+            return None
+        return self.keep_bits if isinstance(self.keep_bits, int) else self.keep_bits.get(layer)
 
 
 def parse(options: Mapping[str, Any]) -> Options:
@@ -71,5 +75,6 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rounding": (lambda v: v in ("exact", "approximate"), '"exact" or "approximate"'),
     "keep_bits": (lambda v: _number(v, int, 1, 8), "an integer in [1, 8]"),
     "security": (lambda v: v in (128, 132), "128 or 132"),
+    "keys_of": (lambda v: v is None or isinstance(v, bytes), "a compiled model or the path of its bundle"),
     "ranges": (lambda v: v in ("calibrated", "worst_case"), '"calibrated" or "worst_case"'),
 }

@@ -15,6 +15,7 @@ from secure_infer.backends.tfhe import ranges
 from secure_infer.backends.tfhe.lookup import MAX_BITS, MAX_TABLE_BITS, Bootstraps, LookUp, function, steps
 from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.ranges import Range
+from secure_infer.backends.tfhe.rounded import rounded
 from secure_infer.errors import ParametersError, Problem
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.interpret import apply
@@ -25,17 +26,19 @@ from secure_infer.graph.types import Integers, bits_of, channelwise
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """How a value is held: `value = gain * t + offset`, where t is encrypted.
+    """How a value is held: `parts * value = gain * t + offset`, where t is encrypted.
 
     Attributes:
         gain: A positive integer.
         offset: Constant of each element; shape of one sample.
         reach: Range of t.
+        parts: A positive integer.
     """
 
     gain: int
     offset: Integers
     reach: Range
+    parts: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,6 +112,23 @@ def plan(graph: Graph, calibration: Integers, options: Options) -> Plan:
     return Plan(planner.held[INPUT], tuple(planner.steps), graph.output, frozenset(planner.safe))
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A look-up, and how its results are held."""
+
+    plan: Bootstraps
+    gain: int
+    offset: Integers
+    parts: int = 1
+
+
+def _price(plan: Bootstraps) -> tuple[float, float]:
+    """What is compared first and second between plans of one layer: their cost, then their noise."""
+    if isinstance(plan, LookUp) and plan.factor is not None:
+        return plan.cost, float((2.0**plan.bits / plan.factor).mean())
+    return plan.cost, float(plan.bits)
+
+
 class _Planner:
     """Plans one node after another."""
 
@@ -131,49 +151,71 @@ class _Planner:
     def _linear(self, node: Node) -> Step:
         held = [self.held[name] for name in node.inputs]
         op, gain = node.op, held[0].gain
-        offset = apply(op, *(h.offset[None] for h in held))[0]
+        parts = int(np.lcm.reduce([h.parts for h in held]))
+        offsets = [h.offset[None] * (parts // h.parts) for h in held]
+        if isinstance(op, Linear | Conv2d):
+            op = replace(op, bias=op.bias * parts)
+        offset = apply(op, *offsets)[0]
         match op:
             case Linear() | Conv2d():
                 factor = max(1, int(np.gcd.reduce(op.weight, axis=None)))
                 gain *= factor
                 op = replace(op, weight=op.weight // factor, bias=np.zeros_like(op.bias))
             case Add():
-                left, right = (g * h.gain for g, h in zip(op.gains, held, strict=True))
+                left, right = (g * h.gain * (parts // h.parts) for g, h in zip(op.gains, held, strict=True))
                 gain = int(np.gcd(left, right))
                 op = Add((left // gain, right // gain))
-        return Step(node.name, op, node.inputs, self._hold(node.name, gain, offset))
-
-    def _hold(self, name: str, gain: int, offset: Integers) -> Held:
-        return Held(gain, offset, _inner(self.likely[name], gain, offset))
+        result = Held(gain, offset, _inner(self.likely[node.name], gain, offset, parts), parts)
+        return Step(node.name, op, node.inputs, result)
 
     def _activation(self, node: Node) -> Step:
         if isinstance(node.op, Max):
             return self._maximum(node, node.op)
         held = self.held[node.inputs[0]]
-        certain = replace(held, reach=_inner(self.worst[node.inputs[0]], held.gain, held.offset))
-        plan, gain, offset = self._function(node.op, certain)
-        likely = self._function(node.op, held)
-        if plan is None or (likely[0] is not None and (likely[0].cost, likely[0].bits) < (plan.cost, plan.bits)):
-            plan, gain, offset = likely
+        certain = replace(held, reach=_inner(self.worst[node.inputs[0]], held.gain, held.offset, held.parts))
+        found, likely = self._function(node, certain), self._function(node, held)
+        if found is None or (likely is not None and _price(likely.plan) < _price(found.plan)):
+            found = likely
         else:
             self.safe.add(node.name)
-        if plan is None:
-            self._refuse(node, held.reach)
         zero = np.zeros(held.shape, dtype=np.int64)
-        bounds = Range(zero, zero + (plan.top if plan else 1))
-        return Step(node.name, node.op, node.inputs, Held(gain, zero + offset, bounds), plan)
+        if found is None:
+            self._refuse(node, held.reach)
+            return Step(node.name, node.op, node.inputs, Held(1, zero, Range(zero, zero + 1)))
+        bounds = Range(zero + found.plan.low, zero + found.plan.top)
+        return Step(
+            node.name, node.op, node.inputs, Held(found.gain, zero + found.offset, bounds, found.parts), found.plan
+        )
 
-    def _function(self, op: Op, held: Held) -> tuple[Bootstraps | None, int, Integers]:
-        """Plan, gain and offset of an activation of `held`."""
+    def _function(self, node: Node, held: Held) -> _Found | None:
+        """The look-up of an activation of `held`."""
+        op, keep = node.op, self.options.kept(node.name)
         match op:
             case Sign():
-                threshold = channelwise(op.threshold[:, None], held.shape)
-                return steps(_in_units(threshold, held), held.reach, self.options), 2, np.array(-1)
+                thresholds, low, gain = channelwise(op.threshold[:, None], held.shape), -1, 2
             case QuantRelu():
-                thresholds = _in_units(channelwise(op.thresholds, held.shape), held)
-                return steps(thresholds, held.reach, self.options), 1, np.array(op.low)
+                thresholds, low, gain = channelwise(op.thresholds, held.shape), op.low, 1
             case _:
                 return _tabulated(op, held)
+        thresholds = _in_units(thresholds, held)
+        if keep is not None:
+            wraps = self._only_summed(node.name)
+            plan = rounded(thresholds, held.reach, keep, wraps)
+            if plan is not None and wraps:  # value = low + gain * (t + levels) / 2
+                parts = 2 // gain
+                return _Found(plan, 1, np.array(parts * low + len(thresholds)), parts)
+            if plan is not None:
+                return _Found(plan, gain, np.array(low), 1)
+        steps_plan = steps(thresholds, held.reach, keep)
+        return _Found(steps_plan, gain, np.array(low), 1) if steps_plan is not None else None
+
+    def _only_summed(self, name: str) -> bool:
+        """Whether a value goes through sums alone until thresholds, or the client, read it."""
+        return all(
+            isinstance(user.op, Sign | QuantRelu)
+            or (isinstance(user.op, Linear | Conv2d | Add | Sum | Reshape) and self._only_summed(user.name))
+            for user in self.graph.users(name)
+        )
 
     def _maximum(self, node: Node, op: Max) -> Step:
         held = self.held[node.inputs[0]]
@@ -187,7 +229,7 @@ class _Planner:
             offset = offset - gain * add
         top = int((scale * held.reach.high + add).max())
         shape = self.graph.types[node.name].shape
-        plan = _comparison(top, op.kernel[0] * op.kernel[1], self.options)
+        plan = _comparison(top, op.kernel[0] * op.kernel[1])
         if plan is None:
             self._refuse(node, Range(np.array([-top]), np.array([top])))
         bounds = Range(np.zeros(shape, dtype=np.int64), np.full(shape, top))
@@ -195,7 +237,7 @@ class _Planner:
             node.name,
             op,
             node.inputs,
-            Held(gain, np.broadcast_to(offset[:, :1, :1], shape), bounds),
+            Held(gain, np.broadcast_to(offset[:, :1, :1], shape), bounds, held.parts),
             plan,
             (scale, add),
         )
@@ -215,36 +257,37 @@ class _Planner:
         )
 
 
-def _inner(reach: Range, gain: int, offset: Integers) -> Range:
-    """The range of `(value - offset) / gain`."""
-    return Range(-((offset - reach.low) // gain), (reach.high - offset) // gain)
+def _inner(reach: Range, gain: int, offset: Integers, parts: int) -> Range:
+    """The range of `(parts * value - offset) / gain`."""
+    return Range(-((offset - parts * reach.low) // gain), (parts * reach.high - offset) // gain)
 
 
 def _in_units(thresholds: Integers, held: Held) -> Integers:
     """`value >= threshold` as a threshold on t, shape `(levels, *shape)`."""
-    return -((held.offset - thresholds) // held.gain)
+    return -((held.offset - held.parts * thresholds) // held.gain)
 
 
-def _tabulated(op: Op, held: Held) -> tuple[LookUp | None, int, Integers]:
+def _tabulated(op: Op, held: Held) -> _Found | None:
     """Plan, gain and offset of any function, from its values on the whole range of t."""
     low, high = int(held.reach.low.min()), int(held.reach.high.max())
     if high - low >= 1 << MAX_TABLE_BITS:
-        return None, 1, np.array(0)
+        return None
     entries = np.arange(low, high + 1).reshape((-1,) + (1,) * len(held.shape))
-    x = held.gain * entries + held.offset
+    x = (held.gain * entries + held.offset) // held.parts
     if isinstance(op, Lookup):  # a table ends where its input's range ends; the rest of the entries is never read
         x = np.clip(x, op.start, op.start + op.table.shape[-1] - 1)
     values = apply(op, x)
     reached = values[(entries >= held.reach.low) & (entries <= held.reach.high)]
     least = int(reached.min())
     gain = max(1, int(np.gcd.reduce(reached - least)))
-    return function(np.clip(values - least, 0, reached.max() - least) // gain, held.reach), gain, np.array(least)
+    plan = function(np.clip(values - least, 0, reached.max() - least) // gain, held.reach)
+    return _Found(plan, gain, np.array(least)) if plan is not None else None
 
 
-def _comparison(top: int, window: int, options: Options) -> Bootstraps | None:
+def _comparison(top: int, window: int) -> Bootstraps | None:
     """Look-up of a maximum of values in [0, top]: any(bits) from their sum, else max(a - b, 0)."""
     if top <= 1:
         zero = np.zeros(1, dtype=np.int64)
-        return steps(zero[None] + 1, Range(zero, zero + window), replace(options, rounding="exact"))
+        return steps(zero[None] + 1, Range(zero, zero + window), None)
     reach = Range(np.array([-top]), np.array([top]))
     return function(np.maximum(np.arange(-top, top + 1), 0)[:, None], reach)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from concrete.compiler import ServerProgram
 from secure_infer.backends.base import Keys, Values
 from secure_infer.backends.tfhe import keys as keyring
 from secure_infer.backends.tfhe.segments import checked
-from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, Problem
+from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, ParametersError, Problem
 from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
@@ -33,7 +34,7 @@ class Shapes:
         self.input_shape = tuple(meta["input"]["shape"])
         self.low, self.high = int(meta["input"]["low"]), int(meta["input"]["high"])
         self.output_shape = tuple(meta["output"]["shape"])
-        self.gain, self.center = int(meta["output"]["gain"]), int(meta["output"]["center"])
+        self.gain, self.parts, self.center = (int(meta["output"][name]) for name in ("gain", "parts", "center"))
         self.rest = np.asarray(meta["output"]["rest"], dtype=np.int64).reshape(self.output_shape)
 
     def check(self, x: Integers) -> Integers:
@@ -65,7 +66,7 @@ class Shapes:
     def decode(self, outputs: Sequence[npt.ArrayLike]) -> Integers:
         """Decrypted integers to outputs of the graph, shape `(n, *output shape)`."""
         t = np.asarray(outputs, dtype=np.int64).reshape((len(outputs), *self.output_shape))
-        values: Integers = self.gain * (t + self.center) + self.rest
+        values: Integers = (self.gain * (t + self.center) + self.rest) // self.parts
         return values
 
 
@@ -81,7 +82,9 @@ class TfheClient:
         try:
             (self._specs,) = received.parts
             self._shapes = Shapes(received.meta)
-            self._circuit = keyring.circuit_id(self._specs)
+            self._circuit, self._key_set = keyring.circuit_id(self._specs), keyring.key_set(self._specs)
+            if received.meta["key_set"] != self._key_set:
+                raise ValueError("it names another key set than its own")
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BundleError(
                 "The client half can't be read.",
@@ -135,11 +138,26 @@ class TfheClient:
 
     def _unlock(self, keys: Keys) -> tuple[Any, str]:
         if self._opened is None or self._opened[0] is not keys:
-            keyset, name = keyring.open_secret(keys.secret, self._circuit)
+            keyset, name = keyring.open_secret(keys.secret, self._key_set)
             client = fhe.Client(fhe.ClientSpecs.deserialize(self._specs))
             client.keys = keyset
             self._opened = (keys, client, name)
         return self._opened[1], self._opened[2]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationKeys:
+    """A client's evaluation keys, opened.
+
+    Attributes:
+        name: Name of the keys.
+        keys: The library's own object.
+        size: Bytes of memory that they take once they have been used.
+    """
+
+    name: str
+    keys: Any
+    size: int
 
 
 class TfheServer:
@@ -154,45 +172,56 @@ class TfheServer:
 
     def __init__(self, half: bytes) -> None:
         self._program, specs = build(half, simulated=False)
-        self._circuit = keyring.circuit_id(specs)
-        self._opened: tuple[bytes, Any, str] | None = None
+        self._circuit, self._key_set = keyring.circuit_id(specs), keyring.key_set(specs)
+        self._expanded = keyring.expanded_bytes(specs)
+        self._latest: tuple[bytes, EvaluationKeys] | None = None
 
     def run(self, message: bytes, evaluation: bytes) -> bytes:
+        """Evaluate a batch; the keys used last stay open. Raises what `open` and `answer` do."""
+        if self._latest is None or self._latest[0] is not evaluation:
+            self._latest = (evaluation, self.open(evaluation))
+        return self.answer(message, self._latest[1])
+
+    def open(self, evaluation: bytes) -> EvaluationKeys:
+        """Open evaluation keys; concrete expands them when they are used first.
+
+        Raises:
+            BundleError: Damaged keys.
+            KeyMismatch: Keys of another model.
+        """
+        keys, name = keyring.open_evaluation(evaluation, self._key_set)
+        return EvaluationKeys(name, keys, len(evaluation) + self._expanded)
+
+    def answer(self, message: bytes, keys: EvaluationKeys) -> bytes:
         """Evaluate a batch of ciphertexts, one after another.
 
         Raises:
             BundleError: An altered message.
-            KeyMismatch: A message and keys that do not belong together, or not to this model.
+            KeyMismatch: A message that does not belong to the keys, or not to this model.
         """
         received = frame.unpack(message, MESSAGE)
-        evaluation_keys, name = self._unlock(evaluation)
-        if received.meta.get("circuit") != self._circuit or received.meta.get("keys") != name:
+        if received.meta.get("circuit") != self._circuit or received.meta.get("keys") != keys.name:
             raise KeyMismatch(
                 "The message was not encrypted under these keys.",
                 [Problem("message", "It names another circuit or other keys.", "send the keys that belong to it.")],
             )
         try:
-            parts = [self._evaluate(part, evaluation_keys) for part in received.parts]
+            parts = [self._evaluate(part, keys.keys) for part in received.parts]
         except (RuntimeError, ValueError) as error:
             raise BundleError(
                 "The message holds no ciphertext of this model.",
                 [Problem("message", (str(error).strip() or "no reason given").splitlines()[0] + ".", "encrypt again.")],
             ) from error
-        return frame.pack(REPLY, parts, {"circuit": self._circuit, "keys": name})
+        return frame.pack(REPLY, parts, {"circuit": self._circuit, "keys": keys.name})
 
     def close(self) -> None:
         """Release the keys and the circuit."""
-        self._opened = self._program = None
+        self._latest = self._program = None
 
     def _evaluate(self, part: bytes, evaluation_keys: Any) -> bytes:
         value = fhe.Value.deserialize(checked(part, MESSAGE))
         (result,) = self._program.call([value._inner], evaluation_keys.server_keyset)
         return bytes(result.serialize())
-
-    def _unlock(self, evaluation: bytes) -> tuple[Any, str]:
-        if self._opened is None or self._opened[0] is not evaluation:
-            self._opened = (evaluation, *keyring.open_evaluation(evaluation, self._circuit))
-        return self._opened[1], self._opened[2]
 
 
 def build(half: bytes, simulated: bool) -> tuple[Any, bytes]:
@@ -204,13 +233,10 @@ def build(half: bytes, simulated: bool) -> tuple[Any, bytes]:
     received = frame.unpack(half, SERVER)
     try:
         mlir, specs = received.parts
-        settings = configuration(**received.meta["settings"])
-        server = fhe.Server.create(mlir.decode(), settings, simulated)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        what = f"{type(error).__name__}: {str(error).strip()[:200]}."
-        raise BundleError(
-            "The server half can't be built.", [Problem("server half", what, "compile the model again.")]
-        ) from error
+        settings = received.meta["settings"]
+    except (KeyError, ValueError) as error:
+        raise _unbuildable(error) from error
+    server = compiled(mlir, settings, specs, simulated)
     rebuilt = description(server.client_specs)
     program = ServerProgram(server._library, simulated).get_server_circuit(json.loads(rebuilt)["circuits"][0]["name"])
     discard_files(server)
@@ -222,11 +248,64 @@ def build(half: bytes, simulated: bool) -> tuple[Any, bytes]:
                     "server half",
                     f"It was made with {received.meta.get('version')}; this is {fhe.__version__}, which "
                     "chooses other parameters.",
-                    "install that version, or compile the model again.",
+                    "install that version, or make new halves with `secure-infer compile OLD.bundle --out NEW.bundle`.",
                 )
             ],
         )
     return program, rebuilt
+
+
+def compiled(mlir: bytes, settings: Mapping[str, Any], specs: bytes | None, simulated: bool) -> Any:
+    """A circuit from its MLIR text.
+
+    Raises:
+        BundleError: Text or settings that this version of concrete-python can't use.
+    """
+    try:
+        return fhe.Server.create(mlir.decode(), configuration(**settings, specs=specs), simulated)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _unbuildable(error) from error
+
+
+def _unbuildable(error: Exception) -> BundleError:
+    what = f"{type(error).__name__}: {str(error).strip()[:200]}."
+    return BundleError("The server half can't be built.", [Problem("server half", what, "compile the model again.")])
+
+
+def specs_of(half: bytes) -> bytes:
+    """What a client half says about keys, ciphertexts and encodings.
+
+    Raises:
+        BundleError: No client half of this backend.
+    """
+    received = frame.unpack(half, CLIENT)
+    if len(received.parts) != 1:
+        raise BundleError("This is not a usable client half.")
+    return received.parts[0]
+
+
+def require_keys(circuit: Any, wanted: bytes) -> None:
+    """Raise if a circuit that was to use the keys of another one needs keys of its own.
+
+    Raises:
+        ParametersError: It does; says in what they differ.
+    """
+    specs = description(circuit.client.specs)
+    if keyring.key_set(specs) == keyring.key_set(wanted):
+        return
+    discard_files(circuit.server)
+    needs, offered = keyring.summary(specs), keyring.summary(wanted)
+    raise ParametersError(
+        "The keys of the other model do not suffice.",
+        [
+            Problem(
+                "keys_of",
+                f"This model needs {needs}; the other one has {offered}.",
+                "compile the more demanding model first and give it as keys_of to the other; or bring this one down to "
+                "those keys: a greater p_error, fewer keep_bits, fewer bits of weights and activations.",
+            )
+        ],
+    )
 
 
 def discard_files(server: Any) -> None:
@@ -234,7 +313,14 @@ def discard_files(server: Any) -> None:
     shutil.rmtree(server._library.get_output_dir_path(), ignore_errors=True)
 
 
-def configuration(p_error: float, security: int, dimensions: Sequence[int], log_sizes: Sequence[int]) -> Any:
+def configuration(
+    p_error: float,
+    security: int,
+    dimensions: Sequence[int],
+    log_sizes: Sequence[int],
+    shared: bool = False,
+    specs: bytes | None = None,
+) -> Any:
     """Settings of the compiler, from plain values.
 
     Args:
@@ -242,6 +328,11 @@ def configuration(p_error: float, security: int, dimensions: Sequence[int], log_
         security: Bits of security.
         dimensions: GLWE dimensions to choose from; empty for any.
         log_sizes: Binary logarithms of polynomial sizes to choose from; empty for any.
+        shared: Whether to choose the keys of a given circuit, if they will do.
+        specs: Specs of that circuit.
+
+    Raises:
+        ValueError: Malformed specs.
     """
     from concrete.fhe.compilation.configuration import RangeRestriction, SecurityLevel
 
@@ -257,6 +348,7 @@ def configuration(p_error: float, security: int, dimensions: Sequence[int], log_
         compress_input_ciphertexts=True,
         dump_artifacts_on_unexpected_failures=False,
         range_restriction=restriction if dimensions or log_sizes else None,
+        keyset_restriction=keyring.restriction(specs) if shared and specs is not None else None,
     )
 
 
