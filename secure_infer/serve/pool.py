@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from secure_infer.errors import Problem, ProtocolError, SecureInferError
+from secure_infer.errors import Problem, ProtocolError, SecureInferError, UsageError
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.pool_queue import FairQueue, Ticket
 from secure_infer.serve.processes import Channel, Template
@@ -70,6 +70,7 @@ class Pool:
     ) -> None:
         count = workers or len(os.sched_getaffinity(0))
         share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
+        self._models = frozenset(models)
         self._template = Template(models, hot_bytes, most_bytes or share, threads)
         self._queue = FairQueue(queue, count)
         self._seats = [Seat(number) for number in range(count)]
@@ -86,9 +87,13 @@ class Pool:
             UsageError: A model of several parties.
             ProtocolError: The processes do not come up.
         """
-        await self._template.start(START_SECONDS)
-        for seat in self._seats:
-            seat.channel = await self._template.fork(START_SECONDS)
+        try:
+            await self._template.start(START_SECONDS)
+            for seat in self._seats:
+                seat.channel = await self._template.fork(START_SECONDS)
+        except BaseException:
+            await self.close()
+            raise
         self._tasks = [asyncio.create_task(self._keep(seat)) for seat in self._seats]
         self._open = True
         return self
@@ -97,12 +102,17 @@ class Pool:
         """Run a job; see `Runner.run`.
 
         Raises:
+            UsageError: There is no such model.
             LimitExceeded: The queue is full.
             ProtocolError: The worker died, the time limit passed, or the pool is closed.
             BundleError, KeyMismatch, InvalidInput: What the worker found wrong with the message or the keys.
         """
         if not self._open:
             raise _closing()
+        if job.model not in self._models:
+            raise UsageError(
+                f"There is no model {job.model!r}.", [Problem("model", "It is not served here.", "list the models.")]
+            )
         ticket = Ticket(job, asyncio.get_running_loop().create_future())
         self._queue.put(ticket, self._wait_s())
         self._dispatch()
