@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_infer import backends, bundle
-from secure_infer.backends.base import Backend, Guarantee, Program, require_supported
+from secure_infer.backends.base import Backend, Guarantee, Program, Rebuilding, require_supported
 from secure_infer.bundle import Interface
 from secure_infer.client import Client
 from secure_infer.errors import Problem, UsageError
@@ -194,6 +194,22 @@ def load(path: str | Path) -> Compiled:
         BundleError: Truncated, altered, or of a newer schema.
     """
     return Compiled(*bundle.load(path))
+
+
+def rebuild(path: str | Path) -> Compiled:
+    """The model of a bundle with halves for the libraries of this machine, which may be of other versions.
+
+    The network, its plan and its ranges stay what they were, so that no calibration data are needed; keys have to be
+    made anew. Halves that do not depend on a version are left as they are.
+
+    Raises:
+        BundleError: A damaged bundle, or one that can't be rebuilt: then compile its network again.
+    """
+    graph, interface, program = bundle.load(path)
+    backend = backends.load(interface.protocol)
+    if isinstance(backend, Rebuilding):
+        program = backend.rebuild(program)
+    return Compiled(graph, Interface.of(graph, interface.protocol, program.guarantee), program)
 
 
 def _half_of(model: Any) -> Any:

@@ -229,6 +229,19 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class Rebuilding(Protocol):
+    """A backend whose halves depend on the version of its library, and can be made anew without the network."""
+
+    def rebuild(self, program: Program) -> Program:
+        """The same program for the library of this machine.
+
+        Raises:
+            BundleError: This library can't read it.
+        """
+        ...
+
+
 def require_supported(backend: Backend, graph: Graph) -> None:
     """Raise one error that lists and underlines every node the backend can't evaluate."""
     problems = [

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secure_infer import bundle, files
 from secure_infer.cli import console, networks, roles
+from secure_infer.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from secure_infer.compiler import Compiled
 
 
 def compile(
-    model: Annotated[str, typer.Argument(help="Model of the zoo, module:object, or path.py:object.")],
+    model: Annotated[str, typer.Argument(help="Model of the zoo, module:object, path.py:object, or a bundle.")],
     protocol: Annotated[str, typer.Option(help="clear, tfhe, ckks or mpc.")],
     out: Annotated[Path, typer.Option(help="Bundle to write.")],
     out_client: Annotated[Path | None, typer.Option(help="Write the client half alone, too: what clients get.")] = None,
@@ -23,16 +27,14 @@ def compile(
 ) -> None:
     """Compile a network for a protocol to a bundle.
 
-    A model of the zoo brings its data and its options. --option and --calibration replace them.
+    A model of the zoo brings its data and its options. --option and --calibration replace them. A bundle needs neither:
+    it gets halves for this machine's libraries, for it may have been made with other versions; its keys become useless.
     """
-    network = networks.find(model)
-    settings = {**network.options.get(protocol, {}), **networks.parse_options(option or [])}
-    typical = network.calibration(calibration)
-    with console.phase(f"compile {model} for {protocol}", json):
-        from secure_infer import compiler
-
-        compiled = compiler.compile(network.net, typical, protocol, n_bits=n_bits, **settings)
-        compiled.save(out)
+    if networks.is_bundle(model):
+        compiled = _rebuilt(model, protocol, not (option or n_bits or calibration), json)
+    else:
+        compiled = _compiled(model, protocol, networks.parse_options(option or []), n_bits, calibration, json)
+    compiled.save(out)
     written = {"bundle": roles.describe(out)}
     if out_client is not None:
         files.write(out_client, bundle.pack_client_half(compiled.interface, compiled.program.client))
@@ -42,3 +44,34 @@ def compile(
         return
     console.say(str(compiled.guarantee))
     console.say_files(written)
+
+
+def _compiled(
+    model: str, protocol: str, options: dict[str, Any], n_bits: int | None, calibration: str | None, json: bool
+) -> Compiled:
+    network = networks.find(model)
+    settings = {**network.options.get(protocol, {}), **options}
+    typical = network.calibration(calibration)
+    with console.phase(f"compile {model} for {protocol}", json):
+        from secure_infer import compiler
+
+        return compiler.compile(network.net, typical, protocol, n_bits=n_bits, **settings)
+
+
+def _rebuilt(path: str, protocol: str, plain: bool, json: bool) -> Compiled:
+    from secure_infer import compiler
+
+    found = bundle.load(path)[1].protocol
+    if found != protocol or not plain:
+        raise UsageError(
+            f"{path} is compiled already.",
+            [
+                Problem(
+                    "MODEL",
+                    f"A bundle keeps its protocol, which is {found}, its options and its ranges.",
+                    "compile its network anew to change them.",
+                )
+            ],
+        )
+    with console.phase(f"rebuild {path}", json):
+        return compiler.rebuild(path)

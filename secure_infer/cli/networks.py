@@ -81,6 +81,11 @@ def find(model: str) -> Network:
         raise missing_extra(f"The model {model}", "train", error.name) from error
 
 
+def is_bundle(model: str) -> bool:
+    """Whether a word names a file, which can only be a bundle: networks of one's own have a colon."""
+    return ":" not in model and Path(model).is_file()
+
+
 def _own(model: str) -> Any:
     home, _, name = model.rpartition(":")
     module = _module(home)

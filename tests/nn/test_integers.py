@@ -17,8 +17,8 @@ SMALL = {
     "convolutions": [[4, 3, 2, 1], [5, 3, 1, 0]],
     "input_bits": 3,
     "weight_bits": [4, 3, 2],
-    "activation_bits": 2,
-    "step": 0.8,
+    "activation_bits": [3, 2],
+    "span": 2.5,
 }
 
 
