@@ -43,10 +43,8 @@ class Here:
     """
 
     def __init__(self, catalog: Catalog, party: int = 0) -> None:
+        self._catalog, self._party = catalog, party
         self._roles: dict[str, Any] = {}
-        for name, path in catalog.paths().items():
-            _, interface, program = bundle.load(path)
-            self._roles[name] = backends.load(interface.protocol).servers(program.servers)[party]
         self.hook: Hook | None = None
         self.jobs: list[Job] = []
         self.ended: list[Job] = []
@@ -57,9 +55,15 @@ class Here:
         if self.hook is not None:
             await self.hook(job)
         start, keys = time.perf_counter(), job.key_file.read_bytes() if job.key_file else b""
-        reply = await asyncio.to_thread(self._roles[job.model].run, job.message, keys)
+        reply = await asyncio.to_thread(self._role(job.model).run, job.message, keys)
         self.ended.append(job)
         return Done(reply, 0.001, 0.002, time.perf_counter() - start, 0.01, {"rounds": 3})
+
+    def _role(self, name: str) -> Any:
+        if name not in self._roles:
+            _, interface, program = bundle.load(self._catalog.get(name).path)
+            self._roles[name] = backends.load(interface.protocol).servers(program.servers)[self._party]
+        return self._roles[name]
 
     def forget(self, key_name: str) -> None:
         self.forgotten.append(key_name)
