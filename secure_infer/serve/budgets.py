@@ -182,7 +182,7 @@ class Budgets:
             if reply is None:
                 return _invalid("This request was answered; its reply is no longer kept.", "send it as a new request.")
             return replace(wanted, kind="replay", reply=reply)
-        if state == "running" and (instance != self._instance or self._key(wanted) in self._running):
+        if state == "running" and self._is_run(wanted, int(instance)):
             return replace(wanted, kind="running")
         if attempts >= RUNS:
             return _invalid(f"This request was run {attempts} times and failed.", "send it as a new request.")
@@ -193,6 +193,12 @@ class Budgets:
             *(self._instance, attempts + 1, wanted.client, wanted.request_id),
         )
         return replace(wanted, attempt=attempts + 1)
+
+    def _is_run(self, wanted: Admission, instance: int) -> bool:
+        """Whether the server that began a request still runs it; not so if it died, or could not settle it."""
+        if instance == self._instance:
+            return self._key(wanted) in self._running
+        return not self._database.dead([instance])
 
     def _reused(self, transaction: Transaction, wanted: Admission) -> SecureInferError:
         """The same id for something else. Recorded once, lest repeating it fill the log."""

