@@ -20,8 +20,16 @@ def demo(
     n: Annotated[int, typer.Option(help="How many held-out digits.")] = 5,
     json: Annotated[str | None, typer.Option(help="Write the figures to this file; - is standard output.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the page here; next to --json by default.")] = None,
+    web: Annotated[bool, typer.Option("--web", help="Serve a page to draw on, for this machine alone.")] = False,
+    port: Annotated[int, typer.Option(help="With --web: 0 for any that is free.", min=0, max=65535)] = 8765,
 ) -> int:
     """Classify held-out handwritten digits on real ciphertexts under every protocol, and show what that takes."""
+    if web:
+        from secure_infer.cli import demo_web, remote
+
+        remote.refuse("The page shows all.", "leave it out with --web.", json=json, html=html)
+        demo_web.serve([name for name in _known(protocols) if name != "clear"], port)
+        return 0
     runs = [Run(name) for name in _known(protocols)]
     digits = held_out_digits(n)
     _watch(runs, digits, quiet=json == "-")

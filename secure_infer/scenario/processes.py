@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,12 +111,20 @@ class Roles:
 
     def __init__(self) -> None:
         self._roles: list[Role] = []
+        self._lock, self._over = threading.Lock(), False
 
     def start(self, name: str, folder: Path, *words: object, module: str = "secure_infer.cli") -> Role:
         """Start one."""
-        role = Role(name, folder, words, module)
-        self._roles.append(role)
-        return role
+        with self._lock:
+            if self._over:
+                raise ProtocolError("The run is over.", [Problem(name, "It was to start then.", "start again.")])
+            role = Role(name, folder, words, module)
+            self._roles.append(role)
+            return role
+
+    def numbers(self, folder: Path) -> dict[str, int]:
+        """Numbers of the processes whose folders are below `folder`, by role."""
+        return {role.name: role.process.pid for role in self._roles if folder in role.folder.parents}
 
     def check(self, but: Role | None = None) -> None:
         """Make sure that all still run, but for one that may end."""
@@ -127,6 +136,8 @@ class Roles:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self._lock:
+            self._over = True
         for role in reversed(self._roles):
             role.stop()
         deadline = time.monotonic() + _END_SECONDS
