@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secure_infer.cli import console
-from secure_infer.errors import Problem, UsageError
+from secure_infer.errors import Problem, UsageError, missing_extra
 
 if TYPE_CHECKING:
     from secure_infer.bench import Case
     from secure_infer.bench.runner import Progress
+
+
+SERVICES = {
+    "serve": ("load", "serve", "50 clients, 1,000 requests over HTTP, beside the bare workers."),
+    "serve-faults": ("faults", "serve", "200 kills of front, workers and clients, and what became of every request."),
+    "serve-cluster": ("clustered", "cluster", "The same requests on two local Ray workers and on two processes."),
+}
+"""Runs against a real server: their module, the extra that they need, and what they show."""
 
 
 def bench(
@@ -40,7 +48,11 @@ def bench(
     if listing:
         _list(json)
     if cases:
-        _run(_chosen(cases, protocol or []), n, folder, json)
+        services = [name for name in cases if name in SERVICES]
+        chosen = _chosen([name for name in cases if name not in SERVICES], protocol or [])
+        for name in services:
+            _serve(name, n, folder, json)
+        _run(chosen, n, folder, json)
     if report:
         _report(folder, json)
 
@@ -52,9 +64,28 @@ def _list(as_json: bool) -> None:
     if as_json:
         console.emit({"cases": [{"name": c.name, "title": c.title, "entries": len(c.entries)} for c in found]})
         return
-    width = max((len(case.name) for case in found), default=0)
-    for case in found:
-        console.say(f"{case.name:<{width}}  {case.title}")
+    titles = {case.name: case.title for case in found} | {name: about for name, (_, _, about) in SERVICES.items()}
+    width = max(map(len, titles))
+    for name, title in titles.items():
+        console.say(f"{name:<{width}}  {title}")
+
+
+def _serve(name: str, n: int | None, folder: Path, as_json: bool) -> None:
+    """A run against a real server; its records have a folder of their own, as they are rows of no table."""
+    from importlib import import_module
+
+    from secure_infer.bench import append
+
+    try:
+        run = import_module(f"secure_infer.bench.{SERVICES[name][0]}").run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("secure_infer"):
+            raise
+        raise missing_extra(f"secure-infer bench {name}", SERVICES[name][1], error.name) from error
+    with _progress() as progress:
+        record = run(n, progress)
+    append(folder / "service" / f"{name}.jsonl", record)
+    console.say(encoder.dumps(record, indent=None if as_json else 1))
 
 
 def _chosen(names: Sequence[str], protocols: Sequence[str]) -> list[Case]:
