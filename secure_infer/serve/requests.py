@@ -18,6 +18,7 @@ from secure_infer.serve.catalog import Model
 from secure_infer.serve.guards import Memory
 from secure_infer.serve.problems import UNAUTHORIZED, Refused, too_large
 from secure_infer.wire import api, frame
+from secure_infer.wire.access import is_loopback
 
 _RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -44,6 +45,10 @@ async def authenticate(request: Request, accounts: Accounts, scope: str, anonymo
     """
     header = request.headers.get("authorization")
     if header is None and anonymous:
+        if not is_loopback(request.url.hostname or ""):
+            # A web page elsewhere can give its own name this machine's address, and so ask through a browser here.
+            problem = Problem("Host", "It is not this machine's name.", "use the address that the server printed.")
+            raise AccessDenied("Requests without a token must be meant for this machine.", [problem])
         return ANONYMOUS
     found = _BEARER.fullmatch(header or "")
     try:

@@ -32,7 +32,7 @@ class Access:
     token: str | None = None
     ca: str | Path | None = None
     certificate: tuple[str | Path, str | Path] | None = None
-    timeout: float = 900.0
+    timeout: float = 960.0
     retries: int = 5
     patience: float = 60.0
 

@@ -148,6 +148,10 @@ def test_an_open_server_lets_strangers_in_as_one_client_but_no_false_token(tmp_p
         assert http.post(INFER, content=message).status_code == 200
         assert found.actions()[-1] == ("anonymous", "infer", "ok")
         assert http.post(INFER, content=message, headers={"Authorization": "Bearer x"}).status_code == 401
+        for host in ("rebound.example.com", "127.0.0.1.example.com", "10.0.0.1:80"):
+            assert http.post(INFER, content=message, headers={"Host": host}).status_code == 403
+        for host in ("localhost:1", "[::1]"):
+            assert http.post(INFER, content=message, headers={"Host": host}).status_code == 200
 
 
 def _altered(message: bytes) -> bytes:
