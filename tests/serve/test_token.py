@@ -96,7 +96,7 @@ def test_limits_are_added_to_and_lifted(store: Path, capsys: Capture) -> None:
         (("add", "ann", "--scope", "root"), "'root' is no scope"),
         (("add", "ann", "--expires", "soon"), "'soon' is no duration"),
         (("add", "ann", "--expires", "2020-01-01"), "has passed"),
-        (("add", "ann", "--per-day", "-1"), "not in the range"),
+        (("add", "ann", "--per-day", "-1"), "--per-day"),
         (("rotate", "ffffffffffff"), "No store of a server"),
         (("list",), "No store of a server"),
     ],
