@@ -49,6 +49,8 @@ VERBS: Mapping[str, Verb] = {
     "token": Verb("token", "Server: add, list, rotate or revoke the tokens of clients.", _SERVICE),
     "audit": Verb("audit", "Server: show or verify the log of who asked what and when.", _SERVICE),
     "serve": Verb("serve", "Server: answer clients over HTTP.", _SERVICE),
+    "party": Verb("party", "Server: run party a, party b or the dealer of an MPC model.", _SERVICE),
+    "provision": Verb("provision", "Server: make each MPC role's keys, certificates and half of the model.", _SERVICE),
     "inspect": Verb("inspect", "Show a bundle's network, cost, parameters and guarantee.", _MODELS),
     "models": Verb("models", "List the models of the zoo.", _MODELS),
     "train": Verb("train", "Train a model of the zoo by its recipe.", _MODELS),
