@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secure_infer.errors import Problem, UsageError
+from secure_infer.nn.balanced import BalancedConv2d, BalancedLinear
 from secure_infer.nn.integers import IntegerConv2d, IntegerLinear, Levels, ShiftNorm2d
 from secure_infer.nn.layers import BinaryLinear, PolynomialActivation, Sign
 
@@ -84,8 +85,8 @@ def integer_cnn(
     convolutions: Sequence[Sequence[int]],
     input_bits: int,
     weight_bits: Sequence[int],
-    activation_bits: int,
-    step: float,
+    activation_bits: Sequence[int],
+    span: float,
 ) -> nn.Sequential:
     """A convolutional network each of whose activations is one narrow look-up under TFHE.
 
@@ -95,17 +96,57 @@ def integer_cnn(
         convolutions: For each: output channels, width of the kernel, stride, zeros around its input.
         input_bits: Bits of a pixel.
         weight_bits: Bits of the weights of each layer, 2 or more.
-        activation_bits: Bits of an activation.
-        step: Standard deviations of a sum that a step of an activation should be; it is rounded to powers of two.
+        activation_bits: Bits of the activation after each convolution.
+        span: Standard deviations of a sum from the least to the greatest level of an activation, about: the distance of
+            two levels is a power of two.
     """
     depth, height, width = image
     # Pixels are multiples of a power of two, lest the sums be of another number.
     layers: list[nn.Module] = [_pixels(input_bits, top=1 - 0.5**input_bits)]
-    for (number, kernel, stride, padding), bits in zip(convolutions, weight_bits, strict=False):
+    for (number, kernel, stride, padding), bits, levels in zip(
+        convolutions, weight_bits, activation_bits, strict=False
+    ):
         layers.append(IntegerConv2d(depth, number, kernel, bits, stride=stride, padding=padding))
-        layers += [ShiftNorm2d(number, step), Levels(activation_bits)]
+        layers += [ShiftNorm2d(number, span / ((1 << levels) - 1)), Levels(levels)]
         depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
     return nn.Sequential(*layers, nn.Flatten(), IntegerLinear(depth * height * width, classes, weight_bits[-1]))
+
+
+def sign_network(
+    *,
+    image: Sequence[int],
+    classes: int,
+    convolutions: Sequence[Sequence[int]] = (),
+    hidden: Sequence[int] = (),
+    input_bits: int,
+    magnitude: float,
+    head_bits: int,
+    noise: float = 0.0,
+) -> nn.Sequential:
+    """Signs of wide sums, trained to bear the noise of an approximate look-up under TFHE.
+
+    Args:
+        image: Channels, height and width of the input.
+        classes: Outputs.
+        convolutions: For each: output channels, width of the kernel, stride, zeros around its input.
+        hidden: Neurons of each fully connected hidden layer.
+        input_bits: Bits of a pixel.
+        magnitude: Root mean square of an output's integer weights before a sign.
+        head_bits: Bits of the last layer's weights.
+        noise: Standard deviation of the training noise, as a share of the sums' own.
+    """
+    depth, height, width = image
+    layers: list[nn.Module] = [_pixels(input_bits)]
+    for number, kernel, stride, padding in convolutions:
+        layers.append(BalancedConv2d(depth, number, kernel, magnitude, noise, stride=stride, padding=padding))
+        layers += [nn.BatchNorm2d(number), Sign()]
+        depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+    size = depth * height * width
+    layers.append(nn.Flatten())
+    for number in hidden:
+        layers += [BalancedLinear(size, number, magnitude, noise), nn.BatchNorm1d(number), Sign()]
+        size = number
+    return nn.Sequential(*layers, IntegerLinear(size, classes, head_bits))
 
 
 def polynomial_cnn(
@@ -147,7 +188,7 @@ def polynomial_cnn(
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     function.__name__.replace("_", "-"): function
-    for function in (binary_mlp, quantized_cnn, integer_cnn, polynomial_cnn)
+    for function in (binary_mlp, quantized_cnn, integer_cnn, sign_network, polynomial_cnn)
 }
 """Networks by the name that a recipe gives."""
 

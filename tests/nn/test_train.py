@@ -29,6 +29,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "weight_bits": [3, 2, 2],
         "activation_bits": 2,
     },
+    "sign-network": {
+        "image": [1, 8, 8],
+        "classes": 10,
+        "convolutions": [[6, 4, 2, 1]],
+        "hidden": [16],
+        "input_bits": 3,
+        "magnitude": 2.0,
+        "head_bits": 3,
+        "noise": 0.1,
+    },
     "polynomial-cnn": {
         "image": [1, 8, 8],
         "classes": 10,
@@ -173,5 +183,5 @@ def test_wrong_parameters_of_an_architecture_are_listed() -> None:
     with pytest.raises(UsageError) as caught:
         build("binary-mlp", {"inputs": 4, "classes": 2, "hidden": [2], "input_bits": 1, "depth": 3})
     assert {p.where for p in caught.value.problems} == {"depth", "weight_bits"}
-    with pytest.raises(UsageError, match="binary-mlp, .*polynomial-cnn"):
+    with pytest.raises(UsageError, match=r"binary-mlp, .*polynomial-cnn"):
         build("transformer", {})
