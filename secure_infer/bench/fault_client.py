@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx2
 import numpy as np
 
-from secure_infer.bench.service import NAME
 from secure_infer.client import Client
 from secure_infer.errors import SecureInferError
 from secure_infer.wire import api
@@ -39,16 +38,16 @@ class Log:
 
 
 def main() -> None:
-    """Ask until told to stop. Arguments: address, this client's folder, file of inputs and outputs."""
-    url, folder = sys.argv[1], Path(sys.argv[2])
-    with np.load(sys.argv[3]) as known:
+    """Ask until told to stop. Arguments: address, model, this client's folder, file of inputs and outputs."""
+    url, model, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    with np.load(sys.argv[4]) as known:
         x, expected, bound = known["x"], known["expected"], float(known["bound"])
     log = Log(folder / "log")
     client: Client | None = None
     while not (folder / "stop").exists():
         log("begin")
         try:
-            client = client or Client.connect(url, model=NAME, key_cache=folder, progress=log.sent, **PATIENCE)
+            client = client or Client.connect(url, model=model, key_cache=folder, progress=log.sent, **PATIENCE)
             _delete(url, hashlib.sha256(client.keys().evaluation).hexdigest())
             i = int.from_bytes(os.urandom(4), "little") % len(x)
             outputs = client.predict(x[i : i + 1])

@@ -17,17 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from secure_infer.bench.load import MODEL, PROTOCOL
 from secure_infer.bench.ours import evaluate
 from secure_infer.bench.records import Record
 from secure_infer.bench.service import NAME, Server, client_name, facts
-from secure_infer.bench.subjects import load_subject
-from secure_infer.compiler import Compiled, compile
+from secure_infer.compiler import compile
+from secure_infer.graph import INPUT, Graph, Linear, Node, Polynomial, TensorType
 from secure_infer.serve import checkup
 from secure_infer.serve.database import Database
 from secure_infer.wire.access import TOKEN_VARIABLE
 
-CASE, KILLS, CLIENTS, WORKERS = "serve-faults", 200, 3, 2
+CASE, PROTOCOL, KILLS, CLIENTS, WORKERS = "serve-faults", "ckks", 200, 3, 2
 ROLES = ("front", "worker", "client")
 _ENDS = ("answer", "wrong", "error", "killed")
 _MOMENTS = ("begin", "upload", "sent")
@@ -88,27 +87,25 @@ class Clients:
         environment = {**os.environ, TOKEN_VARIABLE: self._server.tokens[i]}
         with (self.folders[i] / "stderr").open("ab") as log:
             return subprocess.Popen(
-                [*command, self._server.url, str(self.folders[i]), str(self._known)], env=environment, stderr=log
+                [*command, self._server.url, NAME, str(self.folders[i]), str(self._known)], env=environment, stderr=log
             )
 
 
-def run(n: int | None = None, progress: Progress | None = None, compiled: Compiled | None = None) -> Record:
+def run(n: int | None = None, progress: Progress | None = None) -> Record:
     """Kill; returns one record.
 
     Args:
         n: Kills, instead of 200; a third for each role.
         progress: Told what is being done.
-        compiled: What is served, instead of a model of the zoo; its inputs are then drawn.
 
     Raises:
-        DataError: The data set is not to be found.
         ProtocolError: The server does not start.
     """
     begun, kills, tell = time.time(), KILLS if n is None else n, progress or (lambda label, done, total: None)
     seed = random.SystemRandom().randrange(1 << 32)
     with tempfile.TemporaryDirectory(prefix="bench-faults-") as name:
         folder = Path(name)
-        bundle, known = _prepare(folder, compiled)
+        bundle, known = _prepare(folder)
         server = Server(bundle, folder / "store", CLIENTS, WORKERS).start()
         try:
             clients = Clients(server, folder, known, CLIENTS)
@@ -120,22 +117,24 @@ def run(n: int | None = None, progress: Progress | None = None, compiled: Compil
             server.stop()
         outcome = _outcome(folder / "store", clients)
     done = {"kills": sum(moments.values()), "by": _sums(moments, 0), "while": _sums(moments, 1)}
-    model = MODEL if compiled is None else "drawn"
-    return {**facts(CASE, PROTOCOL, begun), "model": model, "seed": seed, "clients": CLIENTS, **done, **outcome}
+    return {**facts(CASE, PROTOCOL, begun), "seed": seed, "clients": CLIENTS, **done, **outcome}
 
 
-def _prepare(folder: Path, compiled: Compiled | None) -> tuple[Path, Path]:
-    """A bundle, and a file of inputs with their outputs in the clear and the error that is permitted."""
-    if compiled is None:
-        subject = load_subject(MODEL)
-        compiled = compile(subject.net, subject.calibration, PROTOCOL, **subject.options.get(PROTOCOL, {}))
-        x = subject.x
-    else:
-        kind = compiled.graph.input
-        units = np.random.default_rng(0).integers(kind.low, kind.high + 1, (64, *kind.shape))
-        x = units * kind.scale_array()
+def _prepare(folder: Path) -> tuple[Path, Path]:
+    """A bundle of a small network, and a file of inputs, their outputs in the clear, and the error that is permitted.
+
+    Small, so that its keys (a few megabytes) are on their way as often as its requests: moments, not seconds, count.
+    """
+    rng = np.random.default_rng(0)
+    nodes = (
+        Node("hidden", Linear(rng.integers(-3, 4, (16, 32)), rng.integers(-9, 10, 16), (1.0,)), (INPUT,)),
+        Node("square", Polynomial(np.array([0, 0, 1]), 4), ("hidden",)),
+        Node("head", Linear(rng.integers(-3, 4, (4, 16)), rng.integers(-9, 10, 4), (1.0,)), ("square",)),
+    )
+    x = rng.integers(0, 8, (256, 32)).astype(float)
+    compiled = compile(Graph(TensorType((32,), 0, 7), nodes, "head"), x, PROTOCOL)
     expected = evaluate(compiled.graph, x, exact=False)
-    np.savez(folder / "known.npz", x=x, expected=expected, bound=compiled.guarantee.error_bound or 1e-9)
+    np.savez(folder / "known.npz", x=x, expected=expected, bound=compiled.guarantee.error_bound or 0.0)
     return compiled.save(folder / f"{NAME}.bundle"), folder / "known.npz"
 
 
