@@ -1,9 +1,10 @@
 """Who asked what and when, never the content: an append-only log in which each record holds the hash of the one before.
 
 A record that was altered, removed from the middle, or slipped in breaks the chain. One cut off at the end does not:
-that is found by the anchor, the newest number and hash, which is written to the file `audit.head` at most a second
-after its record. Whoever can write both the database and that file can cut the log or write it anew unseen; against
-them, keep what `audit verify` prints somewhere else and give it back to a later run (`--expect`).
+that is found by the anchor, the newest number and hash. The file `audit.head` has it: it is written with a record if
+that was last done a second ago or longer, at every sweep, and at the end. Whoever can write both the database and that
+file can cut the log, or write it anew, unseen; against them, keep what `audit verify` prints somewhere else and give it
+back to a later run (`--expect`).
 """
 
 from __future__ import annotations

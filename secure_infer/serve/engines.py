@@ -169,9 +169,12 @@ class Postgres:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             problem = Problem("database", f"PostgreSQL: {reason}", "see whether it runs, and where; then try again.")
             return ProtocolError("The store's database can't be reached.", [problem])
-        if isinstance(error, self._psycopg.errors.InsufficientPrivilege | self._psycopg.ProgrammingError):
+        if isinstance(error, self._psycopg.errors.InsufficientPrivilege):
             problem = Problem("database", f"PostgreSQL: {error}", "give its role the rights of an owner.")
             return UsageError("The store's database can't be used.", [problem])
+        if isinstance(error, self._psycopg.ProgrammingError) and error.sqlstate is None:  # it never got to a server
+            problem = Problem("database", "Its URL is malformed.", "give postgresql://USER@HOST/NAME.")
+            return UsageError("The store's database can't be found.", [problem])
         return None
 
     def lost(self, connection: Any) -> bool:

@@ -112,7 +112,9 @@ class KeyFiles:
         path = folder / f"{name[1]}.{total}.part"
         with self.lock:
             try:
-                folder.mkdir(exist_ok=True, mode=0o700)
+                if not folder.exists():
+                    folder.mkdir(mode=0o700)
+                    _sync(self._folder)
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, files.PRIVATE))
             except OSError as error:
                 raise unwritable(error) from error
@@ -132,11 +134,7 @@ class KeyFiles:
         with self.lock:
             os.replace(entry.path, target)
             entry.path = target
-        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(target.parent)
 
     def drop(self, entry: Entry) -> bool:
         """Delete a key's file; False if that was done before."""
@@ -221,6 +219,15 @@ class KeyFiles:
             self.complete(entry)
         else:
             self.drop(entry)
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def unwritable(error: OSError) -> SecureInferError:

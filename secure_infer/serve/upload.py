@@ -44,11 +44,12 @@ class Upload:
         """Hash what is held, if an earlier process wrote it."""
         with self._lock:
             if self._entry.digest is None and self._file >= 0:
-                digest, at = hashlib.sha256(), 0
-                while block := os.pread(self._file, _BLOCK, at):
-                    digest.update(block)
-                    at += len(block)
-                self._entry.digest, self.moved = digest, time.monotonic()
+                try:
+                    self._entry.digest = self._hash()
+                except OSError as error:
+                    self._discard()
+                    raise unwritable(error) from error
+                self.moved = time.monotonic()
 
     def write(self, chunk: bytes) -> int:
         """Add bytes; returns the new offset. The bytes that complete the key also check it and give it its place.
@@ -85,6 +86,13 @@ class Upload:
                     self._discard()
                     raise unwritable(error) from error
                 self._end()
+
+    def _hash(self) -> hashlib._Hash:
+        digest, at = hashlib.sha256(), 0
+        while block := os.pread(self._file, _BLOCK, at):
+            digest.update(block)
+            at += len(block)
+        return digest
 
     def _put(self, chunk: bytes) -> None:
         view = memoryview(chunk)

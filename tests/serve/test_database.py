@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -70,7 +69,7 @@ def test_an_old_schema_is_brought_up_and_keeps_its_rows(store: Path, url: str | 
 def test_a_step_that_fails_leaves_the_old_schema(store: Path, url: str | None) -> None:
     Database.open(store, url).close()
     broken = Step(("CREATE TABLE extra (n BIGINT)", "INSERT INTO nowhere VALUES (1)"))
-    with pytest.raises((sqlite3.OperationalError, UsageError)):
+    with pytest.raises(Exception, match="nowhere"):
         Database.open(store, url, steps=(*STEPS, broken))
     Database.open(store, url, steps=(*STEPS, _V2)).close()
 
@@ -135,6 +134,8 @@ def test_postgres_that_does_not_answer(store: Path) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(ProtocolError, match="can't be reached"):
         Database.open(store, "postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(UsageError, match="malformed"):
+        Database.open(store, "postgresql://127.0.0.1:1/none?frob=1")
 
 
 def test_a_lost_connection_is_made_again(store: Path, url: str | None) -> None:
