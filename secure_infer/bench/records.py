@@ -81,6 +81,25 @@ def timing(entry: Entry, setup: Setup, samples: Sequence[Sample], bound: Floor |
     }
 
 
+def ratios(record: Record, first: Record) -> dict[str, float | None]:
+    """How many times the seconds and the key bytes of another row of the same group a row takes.
+
+    Args:
+        record: The row.
+        first: The first row of its group.
+    """
+    found: dict[str, float | None] = {}
+    for clock in ("wall_s", "cpu_s"):
+        for phase in ("keygen", "run"):
+            found[f"{phase}_{clock}"] = _ratio(record[clock][phase], first[clock][phase])
+    sent = "evaluation_keys_sent"
+    return {**found, sent: _ratio(record["bytes"][sent], first["bytes"][sent])}
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
 def append(path: Path, record: Record) -> None:
     """Add one line to a file in a single write, so that writers at the same time never mix their lines.
 

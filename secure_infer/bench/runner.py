@@ -69,10 +69,13 @@ def _run_group(
                 stack.callback(contender.close)
                 contenders.append((entry, contender))
         samples = _take_turns(contenders, subject, progress)
+        first: Record | None = None
         for (entry, contender), taken in zip(contenders, samples, strict=True):
             load = {"start": load_before, "end": host.load_average()}
+            record = _record(entry, contender, taken, subject)
             shared = {"case": case, "fingerprint": weights, "load": load, "at": at}
-            yield _record(entry, contender, taken, subject) | shared
+            yield record | shared | {"ratios": None if first is None else records.ratios(record, first)}
+            first = first or record
 
 
 def _make(entry: Entry, subject: Subject, missing: list[Problem]) -> Contender | None:

@@ -153,3 +153,55 @@ def test_concrete_ml_on_a_brevitas_network() -> None:
     check_record(record)
     assert record["agreement"] == 1
     assert record["bytes"]["input"] > 0 and record["bytes"]["output"] > 0
+
+
+def _binarized() -> Subject:
+    torch = pytest.importorskip("torch")
+    from secure_infer.nn import BinaryConv2d, BinaryLinear, Sign, quant_identity, quant_linear
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        quant_identity(2, signed=False, scaling_impl_type="const", scaling_init=1.0),
+        BinaryConv2d(1, 4, 3, bias=False),
+        torch.nn.BatchNorm2d(4),
+        Sign(),
+        torch.nn.Flatten(),
+        BinaryLinear(64, 6, bias=False, scaling="tensor"),
+        torch.nn.BatchNorm1d(6),
+        Sign(),
+        quant_linear(6, 4, 2, bias=False),
+    )
+    x = np.random.default_rng(0).random((50, 1, 6, 6)).astype(np.float32)
+    net(torch.from_numpy(x))
+    return Subject("tiny", net.eval(), x, x, np.zeros(50, dtype=np.int64))
+
+
+@pytest.mark.filterwarnings("ignore:Defining your `__torch_function__` as a plain method:UserWarning")
+def test_a_binarized_network_in_two_bits_is_the_same_function() -> None:
+    torch = pytest.importorskip("torch")
+    from secure_infer.bench.peers.concrete_ml_form import readable
+
+    tiny = _binarized()
+    before = {name: value.clone() for name, value in tiny.net.state_dict().items()}
+    form = readable(tiny)
+    with torch.no_grad():
+        expected, found = (net(torch.from_numpy(tiny.x)).numpy() for net in (tiny.net, form))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in tiny.net.state_dict().items())
+    assert not any(hasattr(layer, "sign_scale") or hasattr(layer, "integer_weight") for layer in form)
+    # A sign without a batch-norm before it has nothing that takes the gain.
+    bare = replace(tiny, net=torch.nn.Sequential(tiny.net[0], tiny.net[1], tiny.net[3]))
+    with pytest.raises(UnsupportedNetwork, match="batch-norm"):
+        readable(bare)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_concrete_ml_on_a_binarized_network() -> None:
+    tiny = _binarized()
+    entries = Entry("tfhe", "tiny", 1), Entry("tfhe", "tiny", 1, peer="concrete-ml", options={"p_error": 0.01})
+    ours, peer = run_case(Case("duel", "t", entries), load=lambda name: tiny)
+    for record in (ours, peer):
+        check_record(record)
+    assert ours["agreement"] == peer["agreement"] == 1
+    assert ours["ratios"] is None and peer["ratios"]["run_cpu_s"] > 1 and peer["ratios"]["evaluation_keys_sent"] > 1

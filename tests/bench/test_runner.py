@@ -49,6 +49,7 @@ SCHEMA: dict[str, Any] = {
     "host": dict,
     "load": dict,
     "versions": dict,
+    "ratios": (dict, type(None)),
     "commit": (str, type(None)),
     "at": str,
 }

@@ -1,4 +1,4 @@
-"""Concrete ML: `compile_brevitas_qat_model` with its defaults, and its circuit's own client and server."""
+"""Concrete ML: `compile_brevitas_qat_model` with its defaults or options, and its circuit's own client and server."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy.typing as npt
 
 from secure_infer.bench.cases import Entry
 from secure_infer.bench.contender import Reals, Sample, Setup, Subject
+from secure_infer.bench.peers.concrete_ml_form import readable
 from secure_infer.client import Stopwatch
 from secure_infer.errors import Problem, UnsupportedNetwork, missing_extra
 
 
 class ConcreteML:
-    """A Brevitas network as Concrete ML compiles and runs it.
+    """A network as Concrete ML compiles and runs it.
 
     Args:
-        subject: A model whose network is made of Brevitas and torch layers.
+        subject: A model whose network is made of Brevitas, binarized and torch layers.
         entry: `options` go to `compile_brevitas_qat_model`.
 
     Raises:
@@ -98,8 +99,9 @@ def _compile_noisily(subject: Subject, entry: Entry) -> Any:
         from concrete.ml.torch.compile import compile_brevitas_qat_model
     except ImportError as error:
         raise missing_extra("The peer concrete-ml", "tfhe", "concrete.ml") from error
+    net = readable(subject)
     try:
-        return compile_brevitas_qat_model(subject.net, subject.calibration.astype(np.float32), **entry.options)
+        return compile_brevitas_qat_model(net, subject.calibration.astype(np.float32), **entry.options)
     except Exception as error:  # Its importer fails in many ways; each means that it can't take this network.
         raise UnsupportedNetwork(
             f"Concrete ML can't compile {subject.name}.",
