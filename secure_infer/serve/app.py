@@ -17,7 +17,7 @@ from secure_infer.serve.catalog import Catalog
 from secure_infer.serve.guards import BodyGuard, Guards, Memory
 from secure_infer.serve.inference import Inferences
 from secure_infer.serve.metrics import Meter, Metrics
-from secure_infer.serve.routes import router
+from secure_infer.serve.routes import attach
 from secure_infer.serve.state import State
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def create_app(front: Front) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    app.include_router(router(front))
+    attach(app, front)
     app.add_middleware(BodyGuard, guards=front.options.guards)
     app.add_middleware(Meter, metrics=front.metrics)
     return app

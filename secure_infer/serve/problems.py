@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from secure_infer.errors import (
     AccessDenied,
@@ -97,7 +98,16 @@ async def _framework(request: Request, error: Exception) -> Response:
         return await _defect(request, error)
     kind: type[SecureInferError] = AccessDenied if error.status_code in (401, 403) else UsageError
     found = kind(f"{error.detail}.", [Problem(request.url.path[:200], f"{request.method} is not for it.", _SEE)])
-    return respond(found, error.status_code, error.headers, request.url.path)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return respond(found, error.status_code, headers, request.url.path)
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods of all routes of a path; the framework names those of the first alone."""
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
 
 
 async def _defect(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
@@ -37,9 +37,9 @@ _STRANGERS = 60
 """Refusals a minute of those without a valid token that are recorded: else they could fill the disk."""
 
 
-def router(front: Front) -> APIRouter:
-    """All routes."""
-    found, routes = APIRouter(), Routes(front)
+def attach(found: FastAPI, front: Front) -> None:
+    """Give an application all routes."""
+    routes = Routes(front)
     found.get(api.MODELS, **describe.MODELS)(routes.models)
     found.get(f"{api.MODELS}/{{model}}/client-half", **describe.HALF)(routes.client_half)
     found.head(f"{api.KEYS}/{{sha256}}", **describe.HEAD)(routes.head_keys)
@@ -49,7 +49,6 @@ def router(front: Front) -> APIRouter:
     found.get("/healthz", **describe.HEALTH)(routes.healthz)
     found.get("/readyz", **describe.READY)(routes.readyz)
     found.get("/metrics", **describe.METRICS)(routes.metrics)
-    return found
 
 
 @dataclass
