@@ -140,10 +140,12 @@ class Budgets:
     def sweep(self) -> None:
         """Drop replies that are past their time, and requests and counts of more than a week ago."""
         now = self._clock()
+        # At the turn of a day, so that the counts of a window go together with its requests.
+        before = usage.start("day", now - _HISTORY_S)
         with self._database.transaction() as transaction:
             replies.prune(transaction, self._keep, self._keep.total_bytes, now)
-            transaction.run("DELETE FROM requests WHERE charged < ? AND state <> 'running'", now - _HISTORY_S)
-            usage.prune(transaction, now - _HISTORY_S)
+            transaction.run("DELETE FROM requests WHERE charged < ? AND state <> 'running'", before)
+            usage.prune(transaction, before)
 
     def _decide(
         self, transaction: Transaction, account: Account, wanted: Admission, digest: str
@@ -219,12 +221,12 @@ class Budgets:
         ):
             spent = usage.spent(transaction, wanted.client, unit, now)
             if most is not None and requests and spent.requests + requests > most:
-                problems.append(_over(unit, f"{most} requests", spent))
                 waits.append(spent.resets_s)
+                problems.append(_over(unit, f"{most} requests", waits[-1]))
             if most_s is not None and spent.cpu_s + self._expected(wanted.client) >= most_s:
-                problems.append(_over(unit, f"{most_s:g} s of CPU", spent))
                 # What is under way may turn out cheaper than expected.
                 waits.append(spent.resets_s if spent.cpu_s >= most_s else 1.0)
+                problems.append(_over(unit, f"{most_s:g} s of CPU", waits[-1]))
         if not problems:
             return None
         if usage.refuse(transaction, wanted.client, now):  # once an hour, lest asking on fill the log
@@ -291,8 +293,8 @@ def _event(admission: Admission, outcome: str) -> Event:
     return Event(admission.client, "infer", *request, outcome=outcome)
 
 
-def _over(unit: str, limit: str, spent: Spent) -> Problem:
-    return Problem("budget", f"{limit} a {unit} are allowed, and spent.", f"ask again in {spent.resets_s:.0f} s.")
+def _over(unit: str, limit: str, wait_s: float) -> Problem:
+    return Problem("budget", f"{limit} a {unit} are allowed, and spent or taken.", f"ask again in {wait_s:.0f} s.")
 
 
 def _invalid(what: str, fix: str) -> InvalidInput:

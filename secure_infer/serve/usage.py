@@ -51,6 +51,6 @@ def refuse(transaction: Transaction, client: str, now: float) -> bool:
     return True
 
 
-def prune(transaction: Transaction, before: float) -> None:
+def prune(transaction: Transaction, before: int) -> None:
     """Drop windows that began before a time."""
-    transaction.run("DELETE FROM usage WHERE start < ?", int(before))
+    transaction.run("DELETE FROM usage WHERE start < ?", before)

@@ -176,6 +176,20 @@ def test_old_requests_are_forgotten_with_their_counts(books: Books, store: Path)
     assert len(books.outcomes()) == 2  # the log forgets nothing
 
 
+def test_what_is_older_than_a_week_goes_by_whole_days(books: Books, store: Path, url: str | None) -> None:
+    times = [NOON + 3600 * hours for hours in range(0, 12 * 24, 7)]
+    for number, books.clock.now in enumerate(times):
+        books.budgets.settle(admit(books, number), b"reply")
+    for _ in range(6):
+        books.clock.now += 5 * 3600
+        books.budgets.sweep()
+        assert checkup.problems(store, url) == []
+        with books.database.reading() as query:
+            ages = [books.clock.now - row[0] for row in query.all("SELECT charged FROM requests")]
+        assert max(ages) < 8 * 86400
+        assert sum(age <= 7 * 86400 for age in ages) == sum(books.clock.now - at <= 7 * 86400 for at in times)
+
+
 def test_what_a_dead_server_left_is_interrupted_and_free(store: Path, url: str | None) -> None:
     dead = Books(store, url)
     admit(dead, 0)
