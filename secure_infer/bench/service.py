@@ -25,7 +25,7 @@ from secure_infer.bench.ours import evaluate
 from secure_infer.bench.records import Record
 from secure_infer.bench.subjects import load_subject
 from secure_infer.compiler import compile
-from secure_infer.errors import DecryptionError, ProtocolError
+from secure_infer.errors import DecryptionError, Problem, ProtocolError
 from secure_infer.serve.base import Job
 from secure_infer.serve.pool import resident_bytes
 from secure_infer.serve.state import State
@@ -154,9 +154,11 @@ class Server:
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        if not line:
-            raise ProtocolError(f"The server did not start; see {self.store.parent / 'server.log'}.")
-        self.url = json.loads(line)["url"]
+        said = json.loads(line) if line else {}
+        if "url" not in said:
+            self.reap()
+            raise ProtocolError("The server did not start.", [Problem("server", f"It said: {said}.", "see its log.")])
+        self.url = said["url"]
         self.port = int(self.url.rpartition(":")[2])
         return self
 

@@ -12,7 +12,8 @@ import resource
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,18 @@ class HotKeyCache:
         while self.bytes > self._limit and len(self._keys) > 1:
             self._keys.popitem(last=False)
 
+    def opened(self, order: Mapping[str, Any], role: SoleServer) -> OpenedKeys:
+        """The keys that an order names: those that are here, or else from their file.
+
+        Raises:
+            KeyMismatch: The file is gone, or holds keys of another model.
+            BundleError: They are damaged.
+        """
+        model, name = order["model"], order["key_name"]
+        keys = self.get(model, name) or role.open(read_keys(order["key_file"]))
+        self.put(model, name, keys)
+        return keys
+
     def forget(self, name: str) -> None:
         """Drop keys of this name."""
         for entry in [entry for entry in self._keys if entry[1] == name]:
@@ -73,19 +86,27 @@ def serve(connection: socket.socket, roles: Mapping[str, SoleServer], hot_bytes:
             if "forget" in order:
                 cache.forget(order["forget"])
                 continue
-            head, reply = _answer(order, message, roles, cache)
+            head, reply = answer(roles[order["model"]], message, partial(cache.opened, order))
             pipe.send(connection, {**head, "hot": cache.names(), "hot_bytes": cache.bytes}, reply)
             if head.get("broken"):
                 break
 
 
-def _answer(
-    order: Mapping[str, Any], message: bytes, roles: Mapping[str, SoleServer], cache: HotKeyCache
+def answer(
+    role: SoleServer, message: bytes, opened: Callable[[SoleServer], OpenedKeys]
 ) -> tuple[dict[str, Any], bytes]:
-    """Head and body of the reply."""
-    role = roles[order["model"]]
+    """Head and body of the reply: times, or what was wrong and whether the worker is to be replaced.
+
+    Args:
+        role: Answers.
+        message: One frame.
+        opened: Gives the opened evaluation keys.
+    """
+    start, cpu = time.perf_counter(), time.process_time()
     try:
-        return _run(role, order, message, cache)
+        keys = opened(role)
+        loaded = time.perf_counter()
+        reply = role.answer(message, keys)
     except SecureInferError as error:
         return {"problem": api.problem(error, api.STATUS.get(type(error), 500))}, b""
     except Exception as error:
@@ -95,23 +116,16 @@ def _answer(
             [Problem("worker", f"It met {type(error).__name__}.", "send it again; if it fails again, make it anew.")],
         )
         return {"problem": api.problem(failed, 503), "broken": True}, b""
-
-
-def _run(
-    role: SoleServer, order: Mapping[str, Any], message: bytes, cache: HotKeyCache
-) -> tuple[dict[str, Any], bytes]:
-    start, cpu = time.perf_counter(), time.process_time()
-    name = order["key_name"]
-    keys = cache.get(order["model"], name) or role.open(_read(order["key_file"]))
-    cache.put(order["model"], name, keys)
-    loaded = time.perf_counter()
-    reply = role.answer(message, keys)
-    done = time.perf_counter()
-    times = {"load_s": loaded - start, "run_s": done - loaded, "cpu_s": time.process_time() - cpu}
+    times = {"load_s": loaded - start, "run_s": time.perf_counter() - loaded, "cpu_s": time.process_time() - cpu}
     return {**times, "statistics": dict(getattr(role, "statistics", {}))}, reply
 
 
-def _read(path: str | None) -> bytes:
+def read_keys(path: str | None) -> bytes:
+    """Evaluation keys as they were uploaded; nothing where there are none.
+
+    Raises:
+        KeyMismatch: They are gone.
+    """
     try:
         return Path(path).read_bytes() if path else b""
     except OSError as error:
