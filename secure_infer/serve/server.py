@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -134,7 +135,8 @@ class Server:
         context = listen.context()
         self._front, self._socket = front, listen.bind()
         self.url = listen.url(self._socket)
-        self._uvicorn = _Uvicorn(_config(create_app(front), front.options.guards, context, listen.drain_s))
+        guards = front.options.guards
+        self._uvicorn = _Uvicorn(_config(create_app(front), guards, context, listen.drain_s), guards.head_s)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -194,6 +196,26 @@ class Server:
 
 class _Uvicorn(uvicorn.Server):
     """Leaves signals to whoever runs it, so that a process that was asked to end ends with its own exit code."""
+
+    def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
+        super().__init__(config)
+        self._handshake_s = handshake_s if config.is_ssl else None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As in the base class, but that a TLS handshake, too, has to come to an end soon."""
+        await self.lifespan.startup()
+        protocol = partial(
+            self.config.http_protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        loop, tls = asyncio.get_running_loop(), self.config.ssl
+        self.servers = [
+            await loop.create_server(protocol, sock=bound, ssl=tls, ssl_handshake_timeout=self._handshake_s)
+            for bound in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -83,6 +83,9 @@ def test_the_front_loads_no_crypto_library_and_ends_when_asked(
         found["outputs"], compiled.predict(inputs(), "clear"), atol=compiled.guarantee.error_bound or 0
     )
     assert found["wall_s"]["run"] > 0
+    code, out, err = call(capsys, "serve", folder, "--store", folder / "store", "--port", 0)
+    assert (code, out) == (2, "")
+    assert "Another server uses this store" in err
     mapped = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in (process.pid, *_below(process.pid))}
     assert not CRYPTO.search(mapped.pop(process.pid))
     assert any(CRYPTO.search(text) for text in mapped.values()), "the workers must show what is looked for"

@@ -14,6 +14,7 @@ import pytest
 
 import secure_infer as si
 from secure_infer.errors import AccessDenied, ProtocolError, UsageError
+from secure_infer.serve.guards import Guards
 from secure_infer.serve.server import Listen
 from tests.serve.certificates import Authority
 from tests.serve.service import Service, inputs, make_bundle, serving
@@ -28,7 +29,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def service(ours: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("served")
     make_bundle(folder, "clear")
-    with serving(folder, listen=Listen("127.0.0.1", 0, *ours.sign("server"))) as found:
+    with serving(folder, listen=Listen("127.0.0.1", 0, *ours.sign("server")), guards=Guards(head_s=1)) as found:
         yield found
 
 
@@ -71,6 +72,13 @@ def test_plain_http_and_old_tls_are_not_spoken(service: Service, ours: Authority
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with socket.create_connection((host, int(port)), timeout=10) as bare, pytest.raises((ssl.SSLError, OSError)):
         context.wrap_socket(bare, server_hostname="127.0.0.1")
+
+
+def test_a_handshake_that_does_not_go_on_is_cut_off(service: Service) -> None:
+    host, port = service.url.removeprefix("https://").split(":")
+    with socket.create_connection((host, int(port)), timeout=15) as bare:
+        bare.sendall(b"\x16\x03\x01")
+        assert bare.recv(1000) == b""
 
 
 def test_a_server_may_ask_for_certificates(mutual: Service, ours: Authority, tmp_path: Path) -> None:
