@@ -204,8 +204,9 @@ class _Uvicorn(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As in the base class, but that a TLS handshake, too, has to come to an end soon."""
         await self.lifespan.startup()
+        http: Any = self.config.http_protocol_class
         protocol = partial(
-            self.config.http_protocol_class,
+            http,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
