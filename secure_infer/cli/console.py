@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,6 +79,16 @@ def _show(error: SecureInferError) -> None:
 def watched(quiet: bool = False) -> bool:
     """Whether progress is to be shown: somebody watches standard error, and did not ask for JSON."""
     return not quiet and sys.stderr.isatty()
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that processes which it has started are ended with it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

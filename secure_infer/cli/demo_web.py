@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.resources import files as resources
 from pathlib import Path
@@ -159,16 +159,13 @@ def serve(protocols: Sequence[str], port: int) -> None:
         raise missing_extra("secure-infer demo --web", "serve", error.name or "uvicorn") from error
     listen = Listen(HOST, port)
     bound = listen.bind()
-    show = Show(protocols)
-    try:
+    with console.ended_by_sigterm(), closing(Show(protocols)) as show:
         config = uvicorn.Config(
             application(show), log_config=None, access_log=False, server_header=False, lifespan="off"
         )
         console.say(f"demo at {listen.url(bound)}/ (Ctrl-C ends it and its servers)")
         sys.stdout.flush()
         uvicorn.Server(config).run(sockets=[bound])
-    finally:
-        show.close()
 
 
 def application(show: Show) -> Any:

@@ -39,7 +39,8 @@ def run_scenario(folder: Path, as_json: bool) -> None:
             if console.watched(as_json):
                 console.complain(what)
 
-        found = play(plan, path, data.x_test[: plan.n], data.y_test[: plan.n], enter)
+        with console.ended_by_sigterm():
+            found = play(plan, path, data.x_test[: plan.n], data.y_test[: plan.n], enter)
     if as_json:
         console.emit(found)
     else:

@@ -46,6 +46,11 @@ def page_of(protocols: str, folder: Path) -> Iterator[str]:
     assert not [number for number in servers if Path(f"/proc/{number}").exists()], "servers outlived the demo"
 
 
+def pictures(folder: Path) -> Path:
+    """Where to keep screenshots: SECURE_INFER_SHOTS, to show them to people."""
+    return Path(os.environ.get("SECURE_INFER_SHOTS", folder))
+
+
 def draw(page: Any) -> None:
     """A three."""
     box, mouse = page.locator("#pad").bounding_box(), page.mouse
@@ -106,19 +111,19 @@ def check(shown: dict[str, Any], servers: int) -> None:
 
 
 def test_draw_and_ask(tmp_path: Path) -> None:
+    folder = pictures(tmp_path)
     with page_of("ckks", tmp_path) as url:
-        shown = watch(url, ["ckks"], tmp_path)["ckks"]
+        shown = watch(url, ["ckks"], folder)["ckks"]
         check(shown, servers=1)
         assert "Secret key: 262 kB" in shown["key"]
-        assert (tmp_path / "demo-ckks.png").stat().st_size > 50_000
+        assert (folder / "demo-ckks.png").stat().st_size > 50_000
         _refuses_strangers(url.removeprefix("http://"))
 
 
 @pytest.mark.full
 def test_every_protocol(tmp_path: Path) -> None:
-    folder = Path(os.environ.get("SECURE_INFER_SHOTS", tmp_path))
     with page_of("tfhe,ckks,mpc", tmp_path) as url:
-        shown = watch(url, ["tfhe", "ckks", "mpc"], folder)
+        shown = watch(url, ["tfhe", "ckks", "mpc"], pictures(tmp_path))
     for protocol, servers in {"tfhe": 1, "ckks": 1, "mpc": 2}.items():
         check(shown[protocol], servers)
 

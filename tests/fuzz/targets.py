@@ -136,9 +136,8 @@ class BundleTarget:
 
     def __init__(self) -> None:
         folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        descriptor, name = tempfile.mkstemp(prefix="fuzz-", dir=folder)
-        os.close(descriptor)
-        self._path = Path(name)
+        self._file = tempfile.NamedTemporaryFile(prefix="fuzz-", dir=folder)  # noqa: SIM115 - removed with the target
+        self._path = Path(self._file.name)
         self._parts = seeds.parts()
         self._manifest = self._parts.pop("manifest.json")
 
@@ -151,10 +150,6 @@ class BundleTarget:
             return
         if graph.input != interface.input:
             raise AssertionError("a bundle whose halves disagree")
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)
 
     def _made(self, mode: bytes, rest: bytes) -> bytes:
         match mode[0] % 4 if mode else 0:

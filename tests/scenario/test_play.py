@@ -111,8 +111,9 @@ def _during(tmp_path: Path, act: Callable[[subprocess.Popen[str], dict[int, str]
     return running.returncode, said, [number for number in below if Path(f"/proc/{number}").exists()]
 
 
-def test_an_interrupt_ends_all(tmp_path: Path) -> None:
-    code, said, left = _during(tmp_path, lambda running, below: running.send_signal(signal.SIGINT))
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
+def test_an_interrupt_ends_all(tmp_path: Path, number: int) -> None:
+    code, said, left = _during(tmp_path, lambda running, below: running.send_signal(number))
     assert (code, left) == (130, [])
     assert json.loads(said)["error"]["summary"] == "Interrupted."
 
