@@ -18,9 +18,10 @@ from secure_infer.backends.mpc.backend import unpack_half
 from secure_infer.backends.mpc.meeting import LONGEST_PROPOSAL, name_of
 from secure_infer.backends.mpc.messages import QUERY
 from secure_infer.backends.mpc.party import PARTY_NAMES
+from secure_infer.backends.mpc.plan import DEALER
 from secure_infer.backends.mpc.standing import Link, Seat
 from secure_infer.backends.mpc.worker import Worker
-from secure_infer.errors import LimitExceeded, Problem, ProtocolError, SecureInferError
+from secure_infer.errors import LimitExceeded, Problem, ProtocolError, SecureInferError, UsageError
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.party_files import PartyHalf
 
@@ -59,10 +60,16 @@ class PartyRunner:
 
     Raises:
         BundleError: The half is damaged.
+        UsageError: It was compiled for a first party that deals.
     """
 
     def __init__(self, half: PartyHalf, seat: Seat, capacity: int = 64, threads: int | None = None) -> None:
         self._parts, self._plan = unpack_half(half.server, half.party)
+        if self._plan.provider != DEALER:
+            raise UsageError(
+                "This model is for development on one machine.",
+                [Problem("provider", "Its party 0 deals, and could read every input.", "compile it with the dealer.")],
+            )
         self._party, self._seat, self._capacity = half.party, seat, capacity
         self._threads = threads or max(1, (os.cpu_count() or 1) // 2)
         self._changed, self._waiting = threading.Condition(), dict[str, _Waiting]()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from secure_infer.cli import console
 from secure_infer.errors import UsageError
 from secure_infer.scenario.play import read_plan
 from secure_infer.scenario.witness import held, holders, kind_of, probe
@@ -51,6 +52,10 @@ def _kept_and_sent(found: dict[str, Any], servers: set[str]) -> None:
     kinds = {each["kind"]: each["count"] for each in found["messages"] if each["sender"] == "client"}
     assert sorted(kinds.values()) == ([3] if mpc else [1, 3]), kinds
     assert all(kind for kind in kinds)
+    said = (PROTOCOLS / found["protocol"] / "PROTOCOL.md").read_text()
+    for each in found["messages"]:
+        if each["kind"].endswith(("-evaluation", "-output", "-reply")) and not mpc:
+            assert console.size(each["bytes"][0]).split()[0] in said, each
     client = {entry["kind"] for entry in found["roles"]["client"]["holds"]}
     assert {"secret-key", "inputs"} <= client
 

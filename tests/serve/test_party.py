@@ -259,3 +259,11 @@ def test_a_bundle_for_one_server_is_not_split(tmp_path: Path) -> None:
         split(tmp_path / "net")
     with pytest.raises(BundleError):
         PartyHalf.unpack(b"noise")
+
+
+def test_a_model_whose_first_party_deals_is_not_served(folders: dict[str, Path]) -> None:
+    options = {"provider": "first-party", "insecure_dev": True}
+    program = backends.load("mpc").compile(GRAPH, np.zeros((1, 5), dtype=np.int64), options)
+    half = replace(read_half(folders["b"], 1), server=program.servers[1])
+    with pytest.raises(UsageError, match="could read every input"):
+        PartyRunner(half, Trio(folders).seats["b"])
