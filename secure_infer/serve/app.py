@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -21,7 +23,7 @@ from secure_infer.serve.routes import attach
 from secure_infer.serve.state import State
 
 log = logging.getLogger(__name__)
-_SWEEP_SECONDS = 60.0
+_SWEEP_SECONDS, _STATUS_SECONDS = 60.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Front:
     ) -> None:
         self.catalog, self.state, self.runner, self._start = catalog, state, runner, start
         self.options = options or Options()
-        self.metrics = Metrics({"workers": runner.status, "keys": state.keys.status})
+        self._status: tuple[float, Mapping[str, float]] = (-math.inf, {})
+        self.metrics = Metrics({"workers": self.status, "keys": state.keys.status})
         self.memory = Memory(self.options.guards.body_bytes)
         self.inferences = Inferences(state, runner, self.metrics, self.options.linger_s)
         self.ready = False
@@ -92,6 +95,13 @@ class Front:
                 await sweeping
             await self.runner.close()
             await self.inferences.close()
+
+    def status(self) -> Mapping[str, float]:
+        """The runner's gauges, asked for once a second at most: anybody may make the server look."""
+        now = time.monotonic()
+        if now - self._status[0] > _STATUS_SECONDS:
+            self._status = now, self.runner.status()
+        return self._status[1]
 
     async def _sweep(self) -> None:
         while True:

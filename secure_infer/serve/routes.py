@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,7 +149,7 @@ class Routes:
 
     async def readyz(self) -> Response:
         """Whether requests would be run."""
-        if self._front.ready and self._front.runner.status().get("workers", 1) > 0:
+        if self._front.ready and self._front.status().get("workers", 1) > 0:
             return JSONResponse({"status": "ready"})
         problem = Problem("server", "It is starting, stopping, or has no workers.", "try again.")
         raise Refused(ProtocolError("The server is not ready.", [problem]), _UNAVAILABLE, {"Retry-After": "1"})
@@ -157,8 +157,7 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         """Counters, for Prometheus."""
         await requests.authenticate(request, self._front.state.accounts, "metrics", self._front.options.open)
-        text = await asyncio.to_thread(self._front.metrics.text)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._front.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _receive(self, request: Request, account: Account, sha256: str, part: requests.Part) -> int:
         """Write a part to the store, as it comes; returns how much is held then."""
@@ -177,12 +176,13 @@ class Routes:
         if upload is None:
             return part.total
         try:
-            with closing(upload):
-                offset = await asyncio.to_thread(upload.write, first)
-                async for block in source:
-                    offset = await asyncio.to_thread(upload.write, block)
+            offset = await asyncio.to_thread(upload.write, first)
+            async for block in source:
+                offset = await asyncio.to_thread(upload.write, block)
         except LimitExceeded as error:
             raise Refused(error, _FULL) from error
+        finally:
+            await asyncio.to_thread(upload.close)
         return offset
 
     def _checked(self, message: bytes, model: catalog.Model) -> str:
