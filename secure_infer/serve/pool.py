@@ -148,13 +148,6 @@ class Pool:
             "resident_bytes": sum(map(resident_bytes, pids)),
         }
 
-    async def drain(self, seconds: float) -> None:
-        """Take no more jobs, and wait for those that there are; what is not done in time fails when it is closed."""
-        self._open = False
-        unfinished = [ticket.answer for ticket in self._unfinished()]
-        if unfinished:
-            await asyncio.wait(unfinished, timeout=seconds)
-
     async def close(self) -> None:
         """End all workers; jobs under way are answered by a ProtocolError."""
         self._open = False

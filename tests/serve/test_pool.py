@@ -207,22 +207,30 @@ def test_the_pool_survives_the_process_that_workers_are_forked_from(clear: Serve
     asyncio.run(scenario())
 
 
-def test_draining_ends_what_has_begun_and_takes_no_more(clear: Served) -> None:
+def test_a_signal_to_all_processes_leaves_the_end_to_the_front(clear: Served) -> None:
     async def scenario() -> None:
         async with opened(clear) as pool:
             (pid,) = pids(pool)
             os.kill(pid, signal.SIGSTOP)
             begun = [asyncio.create_task(pool.run(clear.job)) for _ in range(3)]
             await asyncio.sleep(0.05)
-            draining = asyncio.create_task(pool.drain(60.0))
-            await asyncio.sleep(0.05)
-            with pytest.raises(ProtocolError, match="closing"):
-                await pool.run(clear.job)
-            os.kill(pid, signal.SIGTERM)  # as a supervisor may send to all processes: the front decides
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(pid, number)
+                os.kill(pool._template.pid or 0, number)
             os.kill(pid, signal.SIGCONT)
-            await draining
             for done in await asyncio.gather(*begun):
                 clear.check(done.reply)
+            assert pids(pool) == [pid]
+
+    asyncio.run(scenario())
+
+
+def test_workers_share_what_was_loaded_once(ckks: Served) -> None:
+    async def scenario() -> None:
+        async with opened(ckks) as pool:
+            text = Path(f"/proc/{pids(pool)[0]}/smaps_rollup").read_text()
+            memory = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines()[1:]}
+            assert memory["Private_Dirty"] < memory["Rss"] / 4
 
     asyncio.run(scenario())
 
