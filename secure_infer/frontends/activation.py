@@ -126,7 +126,8 @@ def proxy_grid(proxy: Any, before: tuple[Any, ...] = ()) -> tuple[Grid, RealFunc
     def level(x: Reals) -> Reals:
         return np.asarray(np.rint(function(x) / unit))
 
-    low, high = (int(v) for v in _function(lambda r: proxy(r).value)(np.array([[-_LARGE, _LARGE]]))[0] / unit)
+    ends = _function(lambda r: proxy(r).value)(np.array([[-_LARGE, _LARGE]]))[0] / unit
+    low, high = (int(v) for v in np.rint(ends))
     return Grid(unit, low, high), level
 
 

@@ -105,6 +105,12 @@ def _idle(*_: Any, **__: Any) -> nn.Module:
     return nn.Identity()
 
 
+def _attribute(name: str) -> nn.Module:
+    if name != "value":  # of a Brevitas tensor
+        raise TypeProblem(f"It reads the attribute {name}.", "use layers, or functions of torch.")
+    return nn.Identity()
+
+
 def _max_pool(
     kernel_size: Any,
     stride: Any = None,
@@ -158,6 +164,7 @@ FUNCTIONS: Mapping[str, Make] = {
     "float": _idle,
     "double": _idle,
     "detach": _idle,
+    "getattr": _attribute,
     "dropout": _dropout,
     "dropout2d": _dropout,
     "softmax": lambda dim=None, **_: nn.Softmax(dim),

@@ -177,7 +177,8 @@ def _problems(node: fx.Node, data: list[fx.Node], traced: fx.GraphModule, protoc
         if shown in _ARITHMETIC:
             yield from (Problem(where, what, fix) for what, fix in _arithmetic(node, data))
             return
-        if shown in _IDLE or (shown == "getitem" and _returns_several(node.args[0], traced)):
+        attribute = shown == "getattr" and node.args[1] == "value"  # of a Brevitas tensor
+        if attribute or shown in _IDLE or (shown == "getitem" and _returns_several(node.args[0], traced)):
             return
     else:
         return
