@@ -258,8 +258,10 @@ class Gate:
         self._listener.settimeout(None)
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and hang up on whoever called once too often."""
         self._listener.close()
+        for connection in (connection for waiting in self._waiting.values() for connection in waiting):
+            connection.close()
 
     def _dial(self, peer: str, address: Address) -> socket.socket:
         deadline = time.monotonic() + self._timeout

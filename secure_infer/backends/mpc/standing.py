@@ -128,20 +128,24 @@ class Link:
 
 
 def deal_once(seat: Seat, timeout: float, ready: Callable[[], None]) -> ProtocolError:
-    """Be the dealer for one session: wait for both parties however long it takes, then deal until one is gone.
+    """Be the dealer for one session: wait for both parties however long it takes, then deal until party 0 is gone.
 
     Args:
         seat: The dealer's.
-        timeout: Seconds to wait for the second party once the first has called.
+        timeout: Seconds that a message may take.
         ready: Called when both are connected.
 
     Returns:
         How the session ended.
+
+    Raises:
+        ProtocolError: It can't listen.
     """
+    gate = Gate(seat.identity, seat.peers, timeout, seat.listen)
+    gate.wait_forever()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(gate))
         try:
-            gate = stack.enter_context(contextlib.closing(Gate(seat.identity, seat.peers, timeout, seat.listen)))
-            gate.wait_forever()
             channels: dict[str, Channel] = connect(DEALER_NAME, gate, {})
             for channel in channels.values():
                 stack.callback(channel.close)
