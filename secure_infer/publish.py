@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from secure_infer import files, zoo
+from secure_infer.compiler import compile
 from secure_infer.errors import BundleError, Problem
 from secure_infer.frontends import to_graph
 from secure_infer.graph import Graph, interpret
@@ -25,6 +26,8 @@ from secure_infer.nn.train import Accuracy, Trained, train
 
 CALIBRATION = 1000
 """Training images that set the ranges of a golden graph."""
+SIMULATED_LOOK_UPS = 1_500_000
+"""Held-out images are simulated as long as they need no more look-ups than so many in all."""
 _SAMPLES = 3
 _ACTIVATIONS = (Sign, QuantRelu, Lookup, Max, Polynomial)
 
@@ -69,15 +72,19 @@ def describe(folder: Path, results: Mapping[str, Any] | None = None) -> None:
         )
     data = load_dataset(plan.dataset)
     graph = golden_graph(zoo.with_weights(plan, weights), plan, data)
-    record = {**_vectors(graph, data), **known}
+    record = {**_vectors(graph, data), **known, **_simulated(plan, graph, data)}
     files.write(folder / zoo.GOLDEN, json.dumps(record).encode() + b"\n")
     files.write(folder / zoo.CARD, _card(plan, data, graph, record).encode())
 
 
 def golden_graph(net: nn.Module, plan: Recipe, data: Dataset) -> Graph:
     """The graph that the golden vectors belong to: that of the recipe's first protocol which encrypts."""
-    protocol = next((name for name in plan.protocols if name != "clear"), "clear")
-    return to_graph(net, data.x_train[:CALIBRATION], protocol)
+    return to_graph(net, data.x_train[:CALIBRATION], graph_protocol(plan))
+
+
+def graph_protocol(plan: Recipe) -> str:
+    """The recipe's first protocol which encrypts."""
+    return next((name for name in plan.protocols if name != "clear"), "clear")
 
 
 def _vectors(graph: Graph, data: Dataset) -> dict[str, Any]:
@@ -88,6 +95,23 @@ def _vectors(graph: Graph, data: Dataset) -> dict[str, Any]:
         "indices": list(range(_SAMPLES)),
         "inputs": x.tolist(),
         "outputs": interpret(graph, x).tolist(),
+    }
+
+
+def _simulated(plan: Recipe, graph: Graph, data: Dataset) -> dict[str, Any]:
+    """Look-ups of the network under TFHE, and its accuracy with their errors drawn; nothing for other graphs."""
+    if graph_protocol(plan) != "tfhe":
+        return {}
+    compiled = compile(graph, data.x_train[:CALIBRATION], "tfhe", **plan.protocols["tfhe"])
+    look_ups = compiled.program.counts["look_ups"]
+    n = min(len(data.x_test), max(1, SIMULATED_LOOK_UPS // look_ups))
+    labels = compiled.predict(data.x_test[:n], mode="simulate").argmax(axis=1)
+    return {
+        "tfhe": {
+            "look_ups": look_ups,
+            "complexity": compiled.program.parameters["complexity"],
+            "simulated": {"correct": int((labels == data.y_test[:n]).sum()), "n": n},
+        }
     }
 
 
@@ -129,6 +153,15 @@ def accumulators(graph: Graph, data: Dataset) -> list[tuple[str, int, int]]:
     ]
 
 
+def _tfhe_rows(record: Mapping[str, Any]) -> dict[str, str]:
+    found = record.get("tfhe")
+    if found is None:
+        return {}
+    simulated = Accuracy(**found["simulated"])
+    cost = f"{found['look_ups']:,} look-ups, {found['complexity'] / 1e6:,.0f} million operations of its cost model"
+    return {"Under TFHE": cost, "Simulated under TFHE": f"{simulated}, errors of look-ups drawn"}
+
+
 def _card(plan: Recipe, data: Dataset, graph: Graph, record: dict[str, Any]) -> str:
     found = {part: Accuracy(**counts) for part, counts in record["accuracy"].items()}
     counted = cost(graph)
@@ -146,6 +179,7 @@ def _card(plan: Recipe, data: Dataset, graph: Graph, record: dict[str, Any]) -> 
         "Activations": "; ".join(layers),
         "Multiplications": f"{counted.macs:,} by weights",
         "Multiplicative depth": counted.multiplicative_depth,
+        **_tfhe_rows(record),
         "Made for": "; ".join(options),
         "Seed": plan.training.seed,
         "Training time": f"{record['seconds']:.0f} s, {plan.training.threads} thread, {record['host']}",
