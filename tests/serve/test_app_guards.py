@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import socket
@@ -228,9 +227,6 @@ def test_a_busy_server_says_try_again(service: Service, monkeypatch: pytest.Monk
 
 
 def test_nothing_is_left_behind(service: Service) -> None:
-    async def look() -> int:
-        return len(asyncio.all_tasks())
-
     assert service.front.memory.used == 0
     assert not service.front.inferences._pending
     with httpx2.Client(base_url=service.url) as http:
