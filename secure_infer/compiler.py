@@ -103,7 +103,8 @@ class Compiled:
         sections = {
             "Network": format_graph(self.graph),
             "Cost of one inference": _table({**cost(self.graph).as_dict(), **self.program.counts}),
-            "Parameters": _table(self.program.parameters),
+            "Parameters": _table(_flat(self.program.parameters)),
+            **_tables(self.program.parameters),
             "Bytes": _table(sizes),
             "Guarantee": str(self.guarantee),
         }
@@ -235,12 +236,48 @@ def _versions(protocol: str) -> dict[str, str]:
     return {library: version(library)} if library else {}
 
 
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Parameters without tables, those of a group behind its name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and not all(isinstance(row, Mapping) for row in value.values()):
+            found |= _flat(value, f"{prefix}{name} ")
+        elif not _rows(value):
+            found[prefix + name] = value
+    return found
+
+
+def _tables(values: Mapping[str, Any]) -> dict[str, str]:
+    """Each parameter that is a table, such as one line a layer."""
+    return {
+        name.replace("_", " ").capitalize(): _columns(_rows(value)) for name, value in values.items() if _rows(value)
+    }
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    """The lines of a table: mappings in a sequence, or by name; none if a value is something else."""
+    if isinstance(value, Mapping) and value and all(isinstance(row, Mapping) for row in value.values()):
+        return [{"": name, **row} for name, row in value.items()]
+    if isinstance(value, list | tuple) and value and all(isinstance(row, Mapping) for row in value):
+        return [dict(row) for row in value]
+    return []
+
+
+def _columns(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_number(row.get(name, "-")) for name in names] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
+    return "\n".join("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
 def _table(values: Mapping[str, Any]) -> str:
     width = max(map(len, values), default=0)
     return "\n".join(f"  {name:<{width}}  {_number(value)}" for name, value in values.items())
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return " ".join(value) or "-"
     if isinstance(value, float) and value and not 1e-3 <= abs(value) < 1e6:
         exponent = math.log2(abs(value))
         return f"2^{exponent:.0f}" if exponent.is_integer() else f"{value:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ from secure_infer.backends.base import Guarantee, Program
 from secure_infer.backends.tfhe.lookup import Bootstraps, Ladder, LookUp, Split
 from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.plan import Plan, Step
+from secure_infer.backends.tfhe.planner import estimate
 from secure_infer.backends.tfhe.ranges import SIGMAS
+from secure_infer.backends.tfhe.security import require_secure
 from secure_infer.graph.graph import Graph
 from secure_infer.wire import frame
 
@@ -32,15 +35,35 @@ class Output:
 
 
 def assemble(
-    graph: Graph, plan: Plan, output: Output, options: Options, circuit: Any, settings: dict[str, Any]
+    graph: Graph,
+    plan: Plan,
+    output: Output,
+    options: Options,
+    circuit: Any,
+    settings: dict[str, Any],
+    found: Mapping[str, Any],
 ) -> Program:
-    """The program of a compiled circuit."""
+    """The program of a compiled circuit.
+
+    Args:
+        graph: The network.
+        plan: How it is computed.
+        output: How the result is encoded.
+        options: What was chosen.
+        circuit: The compiled circuit.
+        settings: What the compiler was told.
+        found: More parameters for reports: notes on the calibration set, plans that were looked at.
+
+    Raises:
+        ParametersError: Its keys or ciphertexts are less secure than asked for.
+    """
     from concrete import fhe
 
     from secure_infer.backends.tfhe.keys import key_set
     from secure_infer.backends.tfhe.roles import CLIENT, SERVER, description, discard_files
 
     specs = description(circuit.client.specs)
+    security = require_secure(specs, options.security)
     held = plan.result
     meta = {
         "key_set": key_set(specs),
@@ -59,7 +82,7 @@ def assemble(
         (server,),
         frame.pack(CLIENT, [specs], meta),
         _guarantee(plan, output, options, look_ups),
-        _parameters(plan, output, options, circuit),
+        _parameters(plan, output, options, circuit, security) | dict(found),
         {"look_ups": look_ups},
     )
     discard_files(circuit.server)
@@ -83,8 +106,8 @@ def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> G
         )
     if flips:
         trust.append(
-            "Rounding is approximate: values near a threshold may fall on its other side. That is noise of "
-            "the cryptosystem, not bounded by p_error; mode='simulate' draws it."
+            "Rounding is approximate: thresholds move to the nearest step of a table, and values near them may fall "
+            "on the other side. That is noise of the cryptosystem, not bounded by p_error; mode='simulate' draws it."
         )
     trust.append(
         "A decrypted result is not passed on to the server: with errors that depend on the key, results "
@@ -93,7 +116,7 @@ def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> G
     return Guarantee(
         scheme=scheme(),
         security_bits=options.security,
-        failure_probability=None if flips else min(1.0, look_ups * options.p_error),
+        failure_probability=None if flips else min(1.0, look_ups * (options.p_error or 0.0)),
         error_bound=None,
         adversary="a server that follows the protocol but is curious; it may also lie about the result, unnoticed",
         leaks=(
@@ -104,13 +127,17 @@ def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> G
     )
 
 
-def _parameters(plan: Plan, output: Output, options: Options, circuit: Any) -> dict[str, Any]:
+def _parameters(
+    plan: Plan, output: Output, options: Options, circuit: Any, security: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "security": options.security,
+        "security_check": security,
         "p_error": options.p_error,
         "rounding": options.rounding,
         "output_bits": output.bits,
         "layers": _layers(plan),
+        "cpu_seconds_estimate": estimate(circuit),
         **costs(circuit.server),
     }
 
@@ -148,7 +175,7 @@ def _layer(plan: Plan, step: Step, look_up: Bootstraps) -> dict[str, Any]:
     elif isinstance(look_up, Ladder):
         whole, method = max(look_up.rungs, key=lambda rung: rung.bits), "ladder"
     assert isinstance(whole, LookUp)
-    if method == "table" and whole.removed:
+    if method == "table" and (whole.removed or whole.approximate):
         method = "approximate" if whole.approximate else "truncate"
     return {
         "bits": whole.bits,

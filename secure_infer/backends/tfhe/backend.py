@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +12,10 @@ import numpy as np
 from secure_infer.backends.base import Program, Values, require_supported
 from secure_infer.backends.tfhe import ranges
 from secure_infer.backends.tfhe.assemble import Output, assemble
+from secure_infer.backends.tfhe.calibration import review
 from secure_infer.backends.tfhe.options import HELP, Options, parse
 from secure_infer.backends.tfhe.plan import Plan, plan
+from secure_infer.backends.tfhe.planner import estimate, look_up_failure, search, settled
 from secure_infer.errors import InvalidInput, ParametersError, Problem
 from secure_infer.graph import OPS
 from secure_infer.graph.graph import Graph
@@ -22,9 +26,7 @@ if TYPE_CHECKING:
 
 RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (([1, 2], [10, 11, 12]), ([], []))
 """GLWE dimensions and logarithms of polynomial sizes to choose from. The first set halves the bootstrapping keys, and
-runs faster than the compiler's own choice because they stay in cache; wide look-ups need the second."""
-RESTRICTED_COST = 1.25
-"""How much more of concrete's cost model the first set may take before the second one is preferred."""
+most often runs faster than the compiler's own choice because they stay in cache; wide look-ups need the second."""
 
 
 class TfheBackend:
@@ -48,10 +50,17 @@ class TfheBackend:
         require_supported(self, graph)
         chosen = parse(options)
         calibration = _checked(graph, calibration)
+        found: dict[str, Any] = {"calibration": list(review(graph, calibration))}
+        if chosen.rounding == "auto":
+            chosen, trials = search(graph, calibration, chosen, partial(_seconds, graph, calibration))
+            found["search"] = [trial.as_dict() for trial in trials]
         planned = plan(graph, calibration, chosen)
-        output = _output(graph, planned, calibration, chosen)
-        circuit, settings = _compiled(planned, output, chosen, calibration[0] - graph.input.low)
-        return assemble(graph, planned, output, chosen, circuit, settings)
+        chosen = replace(chosen, p_error=settled(planned, chosen))
+        output, circuit, settings = _build(graph, calibration, planned, chosen)
+        if chosen.failure is not None:
+            chosen = replace(chosen, p_error=look_up_failure(chosen.failure, circuit.programmable_bootstrap_count))
+            output, circuit, settings = _build(graph, calibration, planned, chosen)
+        return assemble(graph, planned, output, chosen, circuit, settings, found)
 
     def client(self, half: bytes) -> TfheClient:
         """The client role for a program's client half."""
@@ -126,6 +135,22 @@ def _output(graph: Graph, planned: Plan, calibration: Integers, options: Options
     return Output(*found[0 if safe else 1], safe)
 
 
+def _seconds(graph: Graph, calibration: Integers, planned: Plan, options: Options) -> float:
+    """What a plan costs: compiled, and thrown away."""
+    from secure_infer.backends.tfhe.roles import discard_files
+
+    circuit = _build(graph, calibration, planned, options)[1]
+    seconds = estimate(circuit)
+    discard_files(circuit.server)
+    return seconds
+
+
+def _build(graph: Graph, calibration: Integers, planned: Plan, options: Options) -> tuple[Output, Any, dict[str, Any]]:
+    """How the result is encoded, the circuit, and its settings."""
+    output = _output(graph, planned, calibration, options)
+    return output, *_compiled(planned, output, options, calibration[0] - graph.input.low)
+
+
 def _compiled(planned: Plan, output: Output, options: Options, sample: Integers) -> tuple[Any, dict[str, Any]]:
     """The circuit and its settings under the restriction that suits it best."""
     from secure_infer.backends.tfhe.circuit import emit, trace
@@ -151,5 +176,4 @@ def _compiled(planned: Plan, output: Output, options: Options, sample: Integers)
         raise failure
     if wanted is not None:
         require_keys(found[0][0], wanted)
-    restricted, free = found[0], found[-1]
-    return restricted if restricted[0].complexity <= RESTRICTED_COST * free[0].complexity else free
+    return min(found, key=lambda candidate: estimate(candidate[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 
@@ -14,24 +15,28 @@ from secure_infer.graph.ops import Conv2d, Linear, Max
 from secure_infer.graph.types import Integers
 
 
-def evaluate(plan: Plan, x: Integers, noise: float = 0.0, seed: int = 0) -> Integers:
+def evaluate(plan: Plan, x: Integers, p_error: float | None = None, seed: int = 0) -> Integers:
     """Outputs of a planned network.
 
     Args:
         plan: The plan.
         x: Inputs of the graph, shape `(n, *input shape)`.
-        noise: Standard deviation at the input of each approximate look-up, as a share of the torus.
+        p_error: Failure probability that parameters are chosen for: each look-up's noise passes half of a step of its
+            table, `2**-(keep + 2)` of the torus, with this probability. None for no noise.
         seed: Of the noise.
 
     Returns:
         Integers, shape `(n, *output shape)`.
     """
     rng = np.random.default_rng(seed)
+    noise = 0.0 if p_error is None else 1.0 / NormalDist().inv_cdf(1 - p_error / 2)
     values = {INPUT: (x - plan.input.offset) // plan.input.gain}
     for step in plan.steps:
         values[step.name] = _step(step, [values[name] for name in step.inputs], noise, rng)
-    held = plan.result
-    return np.asarray((held.gain * values[plan.output] + held.offset) // held.parts)
+    held, t = plan.result, values[plan.output]
+    if noise:  # the output's noise passes half of one of its units with the same probability
+        t = t + np.rint(rng.normal(0.0, noise / 2, t.shape)).astype(np.int64)
+    return np.asarray((held.gain * t + held.offset) // held.parts)
 
 
 def _step(step: Step, inputs: list[Integers], noise: float, rng: np.random.Generator) -> Integers:
@@ -47,7 +52,7 @@ def _step(step: Step, inputs: list[Integers], noise: float, rng: np.random.Gener
 
 
 def look_up(plan: Bootstraps, t: Integers, noise: float = 0.0, rng: np.random.Generator | None = None) -> Integers:
-    """What a planned look-up makes of t, shape `(n, *shape)`."""
+    """What a planned look-up makes of t, shape `(n, *shape)`, with noise in halves of a step of its table."""
     if isinstance(plan, Ladder):
         return np.asarray(sum(look_up(rung, t, noise, rng) for rung in plan.rungs))
     if isinstance(plan, Split):
@@ -55,7 +60,7 @@ def look_up(plan: Bootstraps, t: Integers, noise: float = 0.0, rng: np.random.Ge
         return look_up(plan.base, t) + ((t - plan.base.shift) % (1 << plan.base.removed) >= within)
     a = (t if plan.factor is None else plan.factor * t) - plan.shift
     if plan.approximate and noise and rng is not None:
-        a = np.floor(a + rng.normal(0.0, noise * (2 << plan.bits), a.shape)).astype(np.int64)
+        a = np.floor(a + rng.normal(0.0, noise * (1 << plan.removed) / 2, a.shape)).astype(np.int64)
     return _entry(plan, a)
 
 

@@ -26,19 +26,21 @@ from secure_infer.graph.types import Integers, bits_of, channelwise
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """How a value is held: `parts * value = gain * t + offset`, where t is encrypted.
+    """How a value is held: `parts * value = gain * t + offset`, where `scale * t` is encrypted.
 
     Attributes:
         gain: A positive integer.
         offset: Constant of each element; shape of one sample.
         reach: Range of t.
         parts: A positive integer.
+        scale: A positive integer. A table can give a multiple of t for nothing, while a later product adds noise.
     """
 
     gain: int
     offset: Integers
     reach: Range
     parts: int = 1
+    scale: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,9 +104,10 @@ def plan(graph: Graph, calibration: Integers, options: Options) -> Plan:
     """
     worst = ranges.worst_case(graph)
     likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst)
-    planner = _Planner(graph, worst, likely, options)
-    for node in graph.nodes:
-        planner.add(node)
+    planner = _Planner(graph, worst, likely, options, {}).run()
+    scales = planner.scales()
+    if scales:
+        planner = _Planner(graph, worst, likely, options, scales).run()
     if planner.problems:
         raise ParametersError(
             "No TFHE parameters fit the network.", planner.problems, underline(graph, planner.problems)
@@ -132,8 +135,15 @@ def _price(plan: Bootstraps) -> tuple[float, float]:
 class _Planner:
     """Plans one node after another."""
 
-    def __init__(self, graph: Graph, worst: Mapping[str, Range], likely: Mapping[str, Range], options: Options) -> None:
-        self.graph, self.worst, self.likely, self.options = graph, worst, likely, options
+    def __init__(
+        self,
+        graph: Graph,
+        worst: Mapping[str, Range],
+        likely: Mapping[str, Range],
+        options: Options,
+        scales: Mapping[str, int],
+    ) -> None:
+        self.graph, self.worst, self.likely, self.options, self.scale = graph, worst, likely, options, scales
         low = graph.input.low
         zero = np.zeros(graph.input.shape, dtype=np.int64)
         self.held = {INPUT: Held(1, zero + low, Range(zero, zero + graph.input.high - low))}
@@ -141,7 +151,24 @@ class _Planner:
         self.problems: list[Problem] = []
         self.safe: set[str] = set()
 
-    def add(self, node: Node) -> None:
+    def run(self) -> _Planner:
+        """Plan all nodes."""
+        for node in self.graph.nodes:
+            self._add(node)
+        return self
+
+    def scales(self) -> dict[str, int]:
+        """The scale that each activation's table can take on for the look-ups that read it: half of their factors."""
+        plans = {step.name: step.plan for step in self.steps}
+        factors = {name: p.factor for name, p in plans.items() if isinstance(p, LookUp) and p.factor is not None}
+        found = {}
+        for name, look_up in plans.items():
+            readers = self._readers(name) if isinstance(look_up, LookUp) else None
+            if readers and readers <= factors.keys():
+                found[name] = min(int(factors[reader].min()) for reader in readers) // 2
+        return {name: scale for name, scale in found.items() if scale > 1}
+
+    def _add(self, node: Node) -> None:
         """Plan a node; an activation that does not fit becomes a problem, and a stand-in lets planning go on."""
         linear = isinstance(node.op, Linear | Conv2d | Add | Sum | Reshape)
         step = self._linear(node) if linear else self._activation(node)
@@ -165,7 +192,7 @@ class _Planner:
                 left, right = (g * h.gain * (parts // h.parts) for g, h in zip(op.gains, held, strict=True))
                 gain = int(np.gcd(left, right))
                 op = Add((left // gain, right // gain))
-        result = Held(gain, offset, _inner(self.likely[node.name], gain, offset, parts), parts)
+        result = Held(gain, offset, _inner(self.likely[node.name], gain, offset, parts), parts, held[0].scale)
         return Step(node.name, op, node.inputs, result)
 
     def _activation(self, node: Node) -> Step:
@@ -182,10 +209,12 @@ class _Planner:
         if found is None:
             self._refuse(node, held.reach)
             return Step(node.name, node.op, node.inputs, Held(1, zero, Range(zero, zero + 1)))
-        bounds = Range(zero + found.plan.low, zero + found.plan.top)
-        return Step(
-            node.name, node.op, node.inputs, Held(found.gain, zero + found.offset, bounds, found.parts), found.plan
-        )
+        bounds, scale, look_up = Range(zero + found.plan.low, zero + found.plan.top), 1, found.plan
+        if isinstance(look_up, LookUp):
+            scale = self.scale.get(node.name, 1)
+            look_up = replace(look_up, tables=scale * look_up.tables)
+        result = Held(found.gain, zero + found.offset, bounds, found.parts, scale)
+        return Step(node.name, node.op, node.inputs, result, look_up)
 
     def _function(self, node: Node, held: Held) -> _Found | None:
         """The look-up of an activation of `held`."""
@@ -200,14 +229,25 @@ class _Planner:
         thresholds = _in_units(thresholds, held)
         if keep is not None:
             wraps = self._only_summed(node.name)
-            plan = rounded(thresholds, held.reach, keep, wraps)
+            plan = rounded(thresholds, held.reach, keep, wraps, held.scale)
             if plan is not None and wraps:  # value = low + gain * (t + levels) / 2
                 parts = 2 // gain
                 return _Found(plan, 1, np.array(parts * low + len(thresholds)), parts)
-            if plan is not None:
-                return _Found(plan, gain, np.array(low), 1)
+            if plan is not None or held.scale > 1:
+                return _Found(plan, gain, np.array(low)) if plan is not None else None
         steps_plan = steps(thresholds, held.reach, keep)
         return _Found(steps_plan, gain, np.array(low), 1) if steps_plan is not None else None
+
+    def _readers(self, name: str) -> set[str] | None:
+        """The thresholds that read a value through sums alone; None if anything else reads it, or the client."""
+        found: set[str] = set()
+        for user in self.graph.users(name):
+            through = isinstance(user.op, Linear | Conv2d | Sum | Reshape)
+            more = self._readers(user.name) if through else {user.name}
+            if more is None or not isinstance(user.op, Linear | Conv2d | Sum | Reshape | Sign | QuantRelu):
+                return None
+            found |= more
+        return None if name == self.graph.output else found
 
     def _only_summed(self, name: str) -> bool:
         """Whether a value goes through sums alone until thresholds, or the client, read it."""
@@ -244,16 +284,30 @@ class _Planner:
 
     def _refuse(self, node: Node, reach: Range) -> None:
         low, high = int(reach.low.min()), int(reach.high.max())
-        fix = "quantize its input to fewer bits: narrower weights or activations, or fewer inputs a sum"
-        limit = f"sums of up to {MAX_BITS} bits can be cut into narrow look-ups"
+        limit, most = f"sums of up to {MAX_BITS} bits can be cut into narrow look-ups", MAX_BITS
         if not isinstance(node.op, Sign | QuantRelu):
-            limit = f"tables of up to {MAX_TABLE_BITS} bits are practical"
+            limit, most = f"tables of up to {MAX_TABLE_BITS} bits are practical", MAX_TABLE_BITS
+        fix = self._cheapest_change(node, max(1, bits_of(low, high) - most))
         self.problems.append(
             Problem(
                 node.name,
                 f"Its look-up reads [{low}, {high}] in units of its input, {bits_of(low, high)} bits; {limit}.",
-                fix + ".",
+                fix,
             )
+        )
+
+    def _cheapest_change(self, node: Node, excess: int) -> str:
+        """What makes a sum `excess` bits narrower."""
+        source = node
+        while source.inputs[0] != INPUT and not isinstance(source.op, Linear | Conv2d):
+            source = self.graph.node(source.inputs[0])
+        if not isinstance(source.op, Linear | Conv2d):
+            return f"quantize the input to {excess} fewer bits."
+        weights = bits_of(int(source.op.weight.min()), int(source.op.weight.max()))
+        read = self.graph.input_type(source).bits
+        return (
+            f"quantize {source.name} to {excess} fewer bits in all: its weights have {weights}, the values it reads "
+            f"{read}; or divide its {source.op.weight[0].size} inputs a sum by {1 << excess}."
         )
 
 

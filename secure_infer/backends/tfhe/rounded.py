@@ -11,6 +11,8 @@ may reach into the padding, and the sums of a layer fill twice the message: half
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from secure_infer.backends.tfhe.lookup import LookUp, distinct
@@ -23,13 +25,14 @@ MAX_BITS = 16
 _CANDIDATES = 64
 
 
-def rounded(thresholds: Integers, reach: Range, keep: int, wraps: bool) -> LookUp | None:
+def rounded(thresholds: Integers, reach: Range, keep: int, wraps: bool, scale: int = 1) -> LookUp | None:
     """The look-up of `#{j : t >= thresholds[j]}`, thresholds moved where rounding asks for it.
 
     Args:
         thresholds: Shape `(levels, *shape)`, ascending.
         reach: Range of t.
         keep: Bits of the table.
+        scale: What t is multiplied by already.
         wraps: Whether values may reach into the padding bit; the result is then `2 * # - levels`.
 
     Returns:
@@ -43,13 +46,14 @@ def rounded(thresholds: Integers, reach: Range, keep: int, wraps: bool) -> LookU
     step = 1 << (bits - keep)
     # Room for noise and for thresholds that move outwards; without wrapping, for the half step that rounding subtracts.
     guard = step // 4 + (step // 2 if levels > 1 else 0) if wraps else 2 * step
-    factor = ((1 << bits) - guard) // need
+    factor = _aligned(((1 << bits) - guard) // (need * scale), scale, step, thresholds)
     if bits > MAX_BITS or factor.min() < 1:
         return None
-    targets = factor * limits - factor // 2  # in the middle between the last t below and the first t above
+    unit = factor * scale
+    targets = unit * limits - unit // 2  # in the middle between the last t below and the first t above
     phase = _phase(targets, step)
     edges = targets - _distance(targets - phase, step)
-    middle = edges[0] + edges[-1] if wraps else factor * (reach.low + reach.high)
+    middle = edges[0] + edges[-1] if wraps else unit * (reach.low + reach.high)
     shift = phase + (middle // 2 - phase + step // 2) // step * step
     table = _count(edges - shift, keep, step)
     return LookUp(bits, bits - keep, True, shift, *distinct(2 * table - levels if wraps else table), factor)
@@ -59,12 +63,22 @@ def _count(edges: Integers, keep: int, step: int) -> Integers:
     """For each block of `step` values the number of edges at or below its start, shape `(2**keep, *shape)`."""
     half = 1 << (keep - 1)
     start = (np.arange(-half, half) * step).reshape((-1,) + (1,) * (edges.ndim - 1))
-    return np.asarray(sum((start >= edge for edge in edges), np.zeros((2 * half, *edges.shape[1:]), dtype=np.int64)))
+    found: Integers = np.zeros((2 * half, *edges.shape[1:]), dtype=np.int64)
+    for edge in edges:
+        found += start >= edge
+    return found
+
+
+def _aligned(factor: Integers, scale: int, step: int, thresholds: Integers) -> Integers:
+    """Factors that bring thresholds a power of two apart to whole steps, where there is room for that."""
+    apart = int(np.gcd.reduce(thresholds - thresholds[:1], axis=None)) * scale
+    multiple = step // math.gcd(apart, step)
+    return np.asarray(factor // multiple * multiple if factor.min() >= multiple else factor)
 
 
 def _by_channel(need: Integers) -> Integers:
     axes = tuple(range(1, need.ndim))
-    return np.maximum(1, need.max(axis=axes, keepdims=True))
+    return np.asarray(np.maximum(1, need.max(axis=axes, keepdims=True)))
 
 
 def _distance(value: Integers, step: int) -> Integers:
