@@ -119,7 +119,7 @@ def _reading_input(traced: fx.GraphModule) -> list[fx.Node]:
     """The nodes that depend on the input; the others are constants and shapes, computed in the clear."""
     found: dict[fx.Node, None] = {}
     for node in traced.graph.nodes:
-        shape = _name(node) in _SHAPES or (_name(node) == "getattr" and node.args[1] not in ("T", "mT", "H"))
+        shape = _name(node) in _SHAPES or (_name(node) == "getattr" and node.args[1] not in ("T", "mT", "H", "value"))
         if node.op == "placeholder" or (not shape and any(source in found for source in node.all_input_nodes)):
             found[node] = None
     return list(found)

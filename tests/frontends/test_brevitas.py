@@ -19,6 +19,9 @@ from secure_infer.frontends import to_graph
 from secure_infer.graph import passes
 from tests.frontends.networks import outputs
 
+# Brevitas tensors do so when a function of torch reads them.
+pytestmark = pytest.mark.filterwarnings("ignore:Defining your `__torch_function__:DeprecationWarning")
+
 _DATA = load_digits()
 _ORDER = np.random.default_rng(0).permutation(len(_DATA.target))
 X, Y = (_DATA.images[_ORDER] / 16)[:, None].astype(np.float32), _DATA.target[_ORDER]
