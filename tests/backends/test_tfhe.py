@@ -181,7 +181,7 @@ def test_look_ups_are_counted_and_bound_the_failure_probability():
 
 
 def test_approximate_rounding_is_one_look_up_and_says_that_it_may_flip():
-    graph, compiled = program("signs", rounding="approximate", keep_bits=1, security=132)
+    graph, compiled = program("signs", rounding="approximate", keep_bits=1, p_error=2.0**-10, security=132)
     assert compiled.counts == {"look_ups": 4}
     assert compiled.parameters["complexity"] < program("signs")[1].parameters["complexity"]
     guarantee = compiled.guarantee
