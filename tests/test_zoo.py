@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import secure_infer as si
 from secure_infer import zoo
 from secure_infer.backends import protocols
 from secure_infer.errors import BundleError, DataError, UsageError
@@ -16,7 +17,7 @@ from secure_infer.graph import Graph, interpret
 from secure_infer.graph.store import fingerprint
 from secure_infer.nn.data import load_dataset
 from secure_infer.nn.train import Accuracy, evaluate
-from secure_infer.publish import golden_graph
+from secure_infer.publish import CALIBRATION, golden_graph
 
 MODELS = zoo.models()
 SMALL = [name for name in MODELS if name.startswith("digits")]
@@ -37,7 +38,9 @@ def test_the_zoo_is_complete() -> None:
         "digits-cnn-qat",
         "digits-mlp-bnn",
         "fashion-cnn-qat",
+        "fashion-mlp-bnn",
         "mnist-cnn-poly",
+        "mnist-cnn-qat",
         "mnist-mlp-bnn",
     ]
 
@@ -98,6 +101,20 @@ def test_the_integer_network_is_as_good_as_the_float_one(name: str) -> None:
     found = graph.dequantize(interpret(graph, graph.quantize(data.x_test))).argmax(axis=1)
     recorded = zoo.golden(name)["accuracy"]["held_out"]
     assert abs(int((found == data.y_test).sum()) - recorded["correct"]) <= 1
+
+
+def test_the_simulated_accuracy_of_the_card_is_found_again() -> None:
+    name, n = "mnist-mlp-bnn", 500
+    record, recipe, graph = zoo.golden(name)["tfhe"], zoo.recipe(name), _graph(name)
+    recorded = Accuracy(**record["simulated"])
+    assert f"| Simulated under TFHE | {recorded}" in zoo.card(name)
+    data = load_dataset(recipe.dataset)
+    compiled = si.compile(graph, data.x_train[:CALIBRATION], "tfhe", **recipe.protocols["tfhe"])
+    assert compiled.program.counts["look_ups"] == record["look_ups"]
+    found = compiled.predict(data.x_test[:n], mode="simulate").argmax(axis=1)
+    # Four standard deviations of the share of right answers among so many images.
+    spread = 4 * (recorded.value * (1 - recorded.value) / n) ** 0.5
+    assert abs(float((found == data.y_test[:n]).mean()) - recorded.value) <= spread
 
 
 def test_an_unknown_model_lists_the_known_ones() -> None:
