@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def _shell(line: str) -> None:
-    program, *arguments = shlex.split(line, comments=True)
-    if program == "make":
-        makefile = (README.parent / "Makefile").read_text()
-        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in arguments)
-        return
-    assert program == "secure-infer"
-    found = subprocess.run(
-        [Path(sys.executable).with_name(program), *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert found.returncode == 0, found.stderr
+def _shell(block: str) -> None:
+    """Run a block as bash does, and stop what it left in the background only when everything has run."""
+    for target in re.findall(r"^make (\S+)", block, re.MULTILINE):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    block = re.sub(r"^make .*$", "", block, flags=re.MULTILINE)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(["bash", "-euc", block], env={**os.environ, "PATH": path}, timeout=300, check=True)
+
+
+def _end_background(folder: Path) -> None:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").resolve() == folder and int(process.name) != os.getpid():
+                os.kill(int(process.name), signal.SIGTERM)
 
 
 @pytest.mark.filterwarnings("default")
 def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "protocols").symlink_to(ROOT / "protocols")
     names: dict[str, object] = {}
-    for language, text in BLOCKS:
-        assert language in ("python", "sh")
-        if language == "python":
-            exec(compile(text, "README.md", "exec"), names)
-        else:
-            for line in filter(None, text.splitlines()):
-                _shell(line)
+    try:
+        for language, text in BLOCKS:
+            assert language in ("python", "sh")
+            if language == "python":
+                exec(compile(text, "README.md", "exec"), names)
+            else:
+                _shell(text)
+    finally:
+        _end_background(tmp_path)
 
 
 def test_a_reader_finds_install_and_example_at_once() -> None:
