@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from secure_infer.backends.tfhe import TfheBackend
-from secure_infer.graph import Graph, Linear, Node, QuantRelu, Sign, TensorType, interpret
+from secure_infer.graph import Conv2d, Graph, Linear, Node, QuantRelu, Sign, TensorType, interpret
 
 BACKEND = TfheBackend()
 SIMULATIONS = 60
@@ -70,3 +70,18 @@ def test_as_many_values_flip_on_ciphertexts_as_in_the_simulation(network, option
     assert abs(executed.sum() - expected) <= 4 * np.sqrt(variance) + 1
     # Where the simulation never flips a value, ciphertexts hardly ever do.
     assert executed[rates == 0].mean() < 0.02 if np.any(rates == 0) else True
+
+
+def test_the_order_of_an_arrays_memory_makes_no_difference():
+    """As images have it whose channels were stored last."""
+    weight = np.random.default_rng(6).integers(-2, 3, (1, 2, 3, 4))
+    node = Node("conv", Conv2d(weight, np.zeros(1, dtype=np.int64)), ("input",))
+    graph = Graph(TensorType((2, 3, 4), 0, 3), (node,), "conv")
+    x = np.random.default_rng(7).integers(0, 4, (9, 3, 4, 2)).transpose(0, 3, 1, 2)
+    assert not x[0].flags.c_contiguous
+    compiled = BACKEND.compile(graph, x, {})
+    np.testing.assert_array_equal(BACKEND.simulate(graph, compiled, x, 0), interpret(graph, x))
+    client, (server,) = BACKEND.client(compiled.client), BACKEND.servers(compiled.servers)
+    keys = client.keygen()
+    (message,) = client.encrypt(x[:2], keys)
+    np.testing.assert_array_equal(client.decrypt([server.run(message, keys.evaluation)], keys), interpret(graph, x[:2]))

@@ -61,7 +61,8 @@ class Shapes:
             )
         if problems:
             raise InvalidInput("The input can't be encrypted.", problems)
-        return x.astype(np.int64) - self.low
+        # Concrete reads an array's memory as if it were in order, whatever its strides.
+        return np.ascontiguousarray(x, dtype=np.int64) - self.low
 
     def decode(self, outputs: Sequence[npt.ArrayLike]) -> Integers:
         """Decrypted integers to outputs of the graph, shape `(n, *output shape)`."""
