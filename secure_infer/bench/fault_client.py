@@ -19,7 +19,7 @@ from secure_infer.errors import SecureInferError
 from secure_infer.wire import api
 from secure_infer.wire.access import TOKEN_VARIABLE
 
-PATIENCE = {"retries": 6, "patience": 30.0, "timeout": 60.0}
+ACCESS = {"retries": 6, "patience": 30.0, "timeout": 60.0, "chunk": 64 << 10}
 
 
 class Log:
@@ -47,7 +47,7 @@ def main() -> None:
     while not (folder / "stop").exists():
         log("begin")
         try:
-            client = client or Client.connect(url, model=model, key_cache=folder, progress=log.sent, **PATIENCE)
+            client = client or Client.connect(url, model=model, key_cache=folder, progress=log.sent, **ACCESS)
             _delete(url, hashlib.sha256(client.keys().evaluation).hexdigest())
             i = int.from_bytes(os.urandom(4), "little") % len(x)
             outputs = client.predict(x[i : i + 1])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias, Union
 import numpy as np
 import numpy.typing as npt
 
-from secure_infer.graph.types import Integers, Shape
+from secure_infer.graph.types import Shape
 
 Reals: TypeAlias = npt.NDArray[np.float64]
 

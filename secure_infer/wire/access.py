@@ -27,6 +27,7 @@ class Access:
         timeout: Seconds without any progress after which a connection counts as lost; a reply may take this long.
         retries: How often a request is tried again.
         patience: Most seconds that a request waits between its tries, all together.
+        chunk: Bytes of evaluation keys that one request carries; what a lost connection costs.
     """
 
     token: str | None = None
@@ -35,6 +36,7 @@ class Access:
     timeout: float = 960.0
     retries: int = 5
     patience: float = 60.0
+    chunk: int = 8 << 20
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Access:

@@ -49,10 +49,11 @@ class Http:
     ) -> None:
         httpx2 = library()
         access = access or Access()
-        self._progress, self._evaluation = progress, b""
+        self._evaluation = b""
         self._clients = [httpx2.Client(**settings(url, access, party)) for party, url in enumerate(checked(urls))]
         try:
-            self._talk = _talk(access, model or _only(self._drive(0, _talk(access, "").models())))
+            name = model or _only(self._drive(0, _talk(access, "").models()))
+            self._talk = _talk(access, name, progress)
         except BaseException:
             self.close()
             raise
@@ -66,7 +67,7 @@ class Http:
         if not evaluation:
             return ""
         name = hashlib.sha256(evaluation).hexdigest()
-        self._everywhere([self._talk.upload(evaluation, name, self._progress) for _ in self._clients])
+        self._everywhere([self._talk.upload(evaluation, name) for _ in self._clients])
         self._evaluation = evaluation
         return name
 
@@ -113,8 +114,8 @@ class Http:
 class AsyncHttp:
     """The same for `await`; made by `open`."""
 
-    def __init__(self, clients: Sequence[httpx2.AsyncClient], talk: Talk, progress: Progress | None) -> None:
-        self._clients, self._talk, self._progress, self._evaluation = clients, talk, progress, b""
+    def __init__(self, clients: Sequence[httpx2.AsyncClient], talk: Talk) -> None:
+        self._clients, self._talk, self._evaluation = clients, talk, b""
 
     @classmethod
     async def open(
@@ -124,10 +125,10 @@ class AsyncHttp:
         httpx2 = library()
         access = access or Access()
         clients = [httpx2.AsyncClient(**settings(url, access, party)) for party, url in enumerate(checked(urls))]
-        found = cls(clients, _talk(access, model), progress)
+        found = cls(clients, _talk(access, model, progress))
         if not model:
             try:
-                found._talk = _talk(access, _only(await found._drive(0, found._talk.models())))
+                found._talk = _talk(access, _only(await found._drive(0, found._talk.models())), progress)
             except BaseException:
                 await found.close()
                 raise
@@ -142,7 +143,7 @@ class AsyncHttp:
         if not evaluation:
             return ""
         name = hashlib.sha256(evaluation).hexdigest()
-        await self._everywhere([self._talk.upload(evaluation, name, self._progress) for _ in self._clients])
+        await self._everywhere([self._talk.upload(evaluation, name) for _ in self._clients])
         self._evaluation = evaluation
         return name
 
@@ -187,8 +188,8 @@ class AsyncHttp:
             return result
 
 
-def _talk(access: Access, model: str) -> Talk:
-    return Talk(model, access.retries, access.patience)
+def _talk(access: Access, model: str, progress: Progress | None = None) -> Talk:
+    return Talk(model, access.retries, access.patience, access.chunk, progress)
 
 
 def _call(client: httpx2.Client, call: Call) -> Reply:

@@ -23,7 +23,6 @@ T = TypeVar("T")
 Progress: TypeAlias = Callable[[int, int], None]
 """Told how many bytes of how many have arrived at the server."""
 
-CHUNK = 8 << 20
 """Bytes of one PUT: what a lost connection costs at most."""
 _SMALL, _HALF, _REPLY = 1 << 20, 256 << 20, 1 << 30
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
@@ -108,11 +107,15 @@ class Talk:
         model: Name under which it is served.
         retries: How often a call is tried again after a lost connection or a server that is busy.
         patience: Most seconds that one call waits between its tries, all together.
+        chunk: Bytes of evaluation keys in one call; what a lost connection costs.
+        progress: Told how many bytes of how many have arrived.
     """
 
     model: str
     retries: int = 5
     patience: float = 60.0
+    chunk: int = 8 << 20
+    progress: Progress | None = None
 
     def models(self) -> Flow[list[Mapping[str, Any]]]:
         """What the server serves."""
@@ -133,13 +136,13 @@ class Talk:
             )
         return reply.body, reply.headers.get(api.PARTY.lower(), "0/1")
 
-    def upload(self, keys: bytes, name: str, progress: Progress | None = None) -> Flow[None]:
+    def upload(self, keys: bytes, name: str) -> Flow[None]:
         """Bring evaluation keys to the server, from where the last try ended; nothing is sent if it has them."""
         total, path, stalled = len(keys), f"{api.KEYS}/{name}", 0
         held = yield from self.ask(Call("HEAD", path), {200, 404})
         offset = _offset(held) if held.status == 200 else 0
         while offset < total:
-            end = min(offset + CHUNK, total)
+            end = min(offset + self.chunk, total)
             headers = {"Content-Range": f"bytes {offset}-{end - 1}/{total}", "Content-Type": api.OCTETS}
             reply = yield from self.ask(Call("PUT", path, headers, keys[offset:end]), {200, 201, 202, 409})
             if reply.status == 409 and api.UPLOAD_OFFSET.lower() not in reply.headers:
@@ -150,8 +153,8 @@ class Talk:
             if stalled > self.retries:
                 raise _nonsense("it does not keep what is uploaded")
             offset = now
-            if progress is not None:
-                progress(offset, total)
+            if self.progress is not None:
+                self.progress(offset, total)
 
     def infer(self, message: bytes, key_name: str, keys: bytes, request: str) -> Flow[Answered]:
         """Ask; if the server has lost the evaluation keys meanwhile, upload them again, once."""

@@ -32,7 +32,7 @@ from secure_infer.errors import (
 from secure_infer.graph.interpret import interpret
 from secure_infer.serve.base import Job
 from secure_infer.wire import api, frame
-from secure_infer.wire.talk import CHUNK, Call, Flow, Lost, Pause, Reply, Talk
+from secure_infer.wire.talk import Call, Flow, Lost, Pause, Reply, Talk
 from tests.serve.service import Service, inputs, make_bundle, serving
 
 PHASES = ["encrypt", "upload", "queue", "load", "run", "transfer", "decrypt"]
@@ -361,13 +361,14 @@ def _held(status: int, offset: int | str) -> Reply:
     return Reply(status, {api.UPLOAD_OFFSET.lower(): str(offset)}, b"")
 
 
+CHUNK = Talk("m").chunk
 NO_KEYS = Reply(404, {}, b"")
 
 
 def test_an_upload_goes_on_where_it_stopped() -> None:
     keys, told = bytes(2 * CHUNK + 5), list[int]()
     script = Script(_held(200, CHUNK - 1), _lost(), _held(409, 2 * CHUNK - 1), _held(201, len(keys)))
-    script.play(Talk("m").upload(keys, "name", lambda sent, _: told.append(sent)))
+    script.play(Talk("m", progress=lambda sent, _: told.append(sent)).upload(keys, "name"))
     ranges = [call.headers.get("Content-Range") for call in script.calls]
     assert ranges == [
         None,
