@@ -87,6 +87,7 @@ def integer_cnn(
     weight_bits: Sequence[int],
     activation_bits: Sequence[int],
     span: float,
+    noise: float = 0.0,
 ) -> nn.Sequential:
     """A convolutional network each of whose activations is one narrow look-up under TFHE.
 
@@ -99,6 +100,7 @@ def integer_cnn(
         activation_bits: Bits of the activation after each convolution.
         span: Standard deviations of a sum from the least to the greatest level of an activation, about: the distance of
             two levels is a power of two.
+        noise: Standard deviation of the training noise, as a share of the range of a layer's sums.
     """
     depth, height, width = image
     # Pixels are multiples of a power of two, lest the sums be of another number.
@@ -106,7 +108,7 @@ def integer_cnn(
     for (number, kernel, stride, padding), bits, levels in zip(
         convolutions, weight_bits, activation_bits, strict=False
     ):
-        layers.append(IntegerConv2d(depth, number, kernel, bits, stride=stride, padding=padding))
+        layers.append(IntegerConv2d(depth, number, kernel, bits, noise, stride=stride, padding=padding))
         layers += [ShiftNorm2d(number, span / ((1 << levels) - 1)), Levels(levels)]
         depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
     return nn.Sequential(*layers, nn.Flatten(), IntegerLinear(depth * height * width, classes, weight_bits[-1]))

@@ -52,22 +52,31 @@ def _integers(weight: Tensor, bits: int) -> Tensor:
 class IntegerConv2d(nn.Conv2d):
     """A convolution whose weights are integers; a batch-norm has to follow, for they have no scale.
 
+    Training may add the noise of the look-ups that read the sums: alike for all channels, a share of the widest one.
+
     Args:
         in_channels: Input channels.
         out_channels: Output channels.
         kernel_size: Height and width of the kernel.
         bits: Bits of a weight, sign included: 2 or more.
+        noise: Standard deviation of the noise that training adds, as a share of the widest channel's range of sums.
         **options: `stride`, `padding`, `dilation`, `groups` as in `torch.nn.Conv2d`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bits: int, **options: Any) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, bits: int, noise: float = 0.0, **options: Any
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **options)
-        self.bits = bits
+        self.bits, self.noise = bits, noise
 
     def forward(self, input: Tensor) -> Tensor:
         """`(n, in, h, w)` to `(n, out, h', w')`."""
-        result: Tensor = self._conv_forward(input, _integers(self.weight, self.bits), None)
-        return result
+        sums: Tensor = self._conv_forward(input, _integers(self.weight, self.bits), None)
+        if not (self.training and self.noise):
+            return sums
+        known = sums.detach()
+        width = (known.amax((0, 2, 3)) - known.amin((0, 2, 3))).max()
+        return sums + self.noise * width * torch.randn_like(sums)
 
     @torch.no_grad()
     def integer_weight(self) -> tuple[Tensor, Tensor]:

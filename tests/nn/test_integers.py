@@ -50,6 +50,17 @@ def test_weights_are_integers_in_range_that_follow_the_trained_ones(bits, top):
     assert torch.equal(layer(x), nn.functional.conv2d(x, integers))
 
 
+def test_noise_is_a_share_of_the_widest_range_and_for_training_only():
+    torch.manual_seed(0)
+    layer = IntegerConv2d(1, 4, 3, 4, noise=0.02)
+    x = torch.rand(200, 1, 8, 8)
+    clean = nn.functional.conv2d(x, layer.integer_weight()[0])
+    width = max(float(channel.max() - channel.min()) for channel in clean.unbind(1))
+    noise = layer(x) - clean
+    assert noise.std((0, 2, 3)).tolist() == pytest.approx([0.02 * width] * 4, rel=0.05)
+    assert torch.equal(layer.eval()(x), clean)
+
+
 def test_levels_round_and_clip_and_pass_the_gradient_between():
     x = torch.tensor([-2.0, -0.4, 0.4, 0.6, 2.4, 3.4, 9.0], requires_grad=True)
     y = Levels(2)(x)
