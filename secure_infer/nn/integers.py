@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import ops  # `torch.ops`, which torch does not export by its types
 from torch.nn import functional
 
 _TERNARY_STEP = 1.4
@@ -29,7 +30,7 @@ class _RoundStraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         # The one kernel for this is a quarter of the price of comparing and multiplying.
-        gradient: Tensor = torch.ops.aten.hardtanh_backward(grads[0], x, *ctx.ends)
+        gradient: Tensor = ops.aten.hardtanh_backward(grads[0], x, *ctx.ends)
         return gradient, None, None
 
 
