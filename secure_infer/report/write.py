@@ -12,6 +12,7 @@ from secure_infer.errors import Problem, UsageError
 from secure_infer.report import catalogue, tables
 from secure_infer.report.plots import write_plots
 from secure_infer.report.regions import replace_regions
+from secure_infer.report.service import service
 
 _HEAD = """# Results
 
@@ -28,7 +29,7 @@ def write_report(results: Path, readme: Path | None = None) -> list[Path]:
 
     Args:
         results: Folder of the records; the report goes to its parent folder.
-        readme: A Markdown file whose regions `results`, `zoo` and `ops` are refreshed; by default the README of the
+        readme: A Markdown file whose regions are refreshed (see `regions`); by default the README of the
             source tree, if the records are those of the source tree.
 
     Returns:
@@ -50,13 +51,18 @@ def write_report(results: Path, readme: Path | None = None) -> list[Path]:
     readme = readme or _own_readme(results)
     if readme is not None:
         text = readme.read_text(encoding="utf-8")
-        written.append(files.write(readme, replace_regions(text, regions(records)).encode()))
+        written.append(files.write(readme, replace_regions(text, regions(records, results)).encode()))
     return written
 
 
-def regions(records: list[Record]) -> dict[str, Callable[[], str]]:
+def regions(records: list[Record], results: Path) -> dict[str, Callable[[], str]]:
     """What makes the README's generated regions, by name."""
-    return {"results": lambda: _results_region(records), "zoo": catalogue.models, "ops": catalogue.operations}
+    return {
+        "results": lambda: _results_region(records),
+        "service": lambda: service(results),
+        "zoo": catalogue.models,
+        "ops": catalogue.operations,
+    }
 
 
 def results_page(records: list[Record], plots: list[str]) -> str:

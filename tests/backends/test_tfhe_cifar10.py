@@ -1,4 +1,4 @@
-"""The CIFAR-10 network under TFHE: every layer on real ciphertexts, under the keys of the whole network."""
+"""The CIFAR-10 network under TFHE: a part of every layer on real ciphertexts, each compiled on its own."""
 
 from dataclasses import replace
 

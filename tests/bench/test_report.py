@@ -14,6 +14,7 @@ from secure_infer.graph import OPS
 from secure_infer.report import catalogue, markdown, tables, write_report
 from secure_infer.report.regions import region, replace_regions
 from secure_infer.report.select import duels, headline, name_of
+from secure_infer.report.service import service
 from tests.bench.synthetic import record
 
 README = Path(__file__).parents[2] / "README.md"
@@ -80,6 +81,7 @@ def test_only_regions_of_the_readme_change(tmp_path: Path, caplog: pytest.LogCap
     )
     assert "old" not in text
     assert [message for message in caplog.messages if "skipped" in message] == [
+        "There is no region service; skipped.",
         "There is no region zoo; skipped.",
         "There is no region ops; skipped.",
     ]
@@ -91,6 +93,17 @@ def test_regions() -> None:
     once = replace_regions(text, bodies)
     assert region(once, "a") == r"\1 \g<0>" and region(once, "b") == "new\nlines" and region(once, "c") is None
     assert replace_regions(once, bodies) == once
+
+
+def test_newest_run_of_the_service_is_told(tmp_path: Path) -> None:
+    assert service(tmp_path) == "No run is on record."
+    run = {"load": 1.0, "kills": 9, "by": {"front": 4, "worker": 5}, "requests": {"answer": 7, "error": 2}}
+    ended = {"wrong": 0, "without_an_end": 0, "clients_miscounted": 0, "store_problems": ["one"]}
+    append(tmp_path / "service" / "serve-faults.jsonl", {**run, **ended, "kills": 5})
+    append(tmp_path / "service" / "serve-faults.jsonl", {**run, **ended})
+    (line,) = service(tmp_path).splitlines()
+    assert "9 kills (SIGKILL; 4 of a front, 5 of a worker)" in line
+    assert "7 answers, 2 clear errors, 0 requests of clients" in line and "1 problems in the store" in line
 
 
 def test_peers_are_compared_only_with_ours_of_the_same_run() -> None:
