@@ -26,7 +26,7 @@ from secure_infer.nn.train import Accuracy, Trained, train
 
 CALIBRATION = 1000
 """Training images that set the ranges of a golden graph."""
-SIMULATED_LOOK_UPS = 1_500_000
+SIMULATED_LOOK_UPS = 9_000_000
 """Held-out images are simulated as long as they need no more look-ups than so many in all."""
 _SAMPLES = 3
 _ACTIVATIONS = (Sign, QuantRelu, Lookup, Max, Polynomial)
