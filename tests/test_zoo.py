@@ -34,6 +34,7 @@ def _graph(name: str) -> Graph:
 
 def test_the_zoo_is_complete() -> None:
     assert MODELS == [
+        "cifar10-cnn-tfhe",
         "digits-cnn-poly",
         "digits-cnn-qat",
         "digits-mlp-bnn",
