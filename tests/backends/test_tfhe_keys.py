@@ -77,7 +77,7 @@ def test_a_compiled_model_lends_its_keys_too_and_its_messages_stay_its_own():
 
 
 def test_keys_that_do_not_suffice_are_refused_and_the_difference_is_told():
-    small = si.compile(other(), reals(other(), 300), "tfhe", p_error=0.3)
+    small = si.compile(other(), reals(other(), 300), "tfhe", p_error=2**-7)
     graph, _ = demanding()
     with pytest.raises(ParametersError, match="do not suffice") as error:
         si.compile(graph, reals(graph, 300), "tfhe", keys_of=small)
@@ -118,7 +118,7 @@ def test_keys_travel_compressed():
 def as_if_older(path):
     """The bundle as a version of concrete would have left it that chose other parameters: those of another circuit."""
     graph, interface, program = bundle.load(path)
-    strange = si.compile(other(), reals(other(), 300), "tfhe", p_error=0.3).program
+    strange = si.compile(other(), reals(other(), 300), "tfhe", p_error=2**-7).program
     half, foreign = (frame.unpack(p.servers[0], "tfhe-server") for p in (program, strange))
     server = frame.pack("tfhe-server", [half.parts[0], foreign.parts[1]], {**half.meta, "version": "2.9.0"})
     return bundle.save(path, graph, interface, replace(program, servers=(server,)), {})
