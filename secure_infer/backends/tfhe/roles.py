@@ -16,6 +16,7 @@ from concrete.compiler import ServerProgram
 from secure_infer.backends.base import Keys, Values
 from secure_infer.backends.tfhe import keys as keyring
 from secure_infer.backends.tfhe.segments import checked
+from secure_infer.backends.tfhe.signals import ignore_lost_pipes
 from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, ParametersError, Problem
 from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
@@ -221,7 +222,10 @@ class TfheServer:
 
     def _evaluate(self, part: bytes, evaluation_keys: Any) -> bytes:
         value = fhe.Value.deserialize(checked(part, MESSAGE))
-        (result,) = self._program.call([value._inner], evaluation_keys.server_keyset)
+        try:
+            (result,) = self._program.call([value._inner], evaluation_keys.server_keyset)
+        finally:
+            ignore_lost_pipes()
         return bytes(result.serialize())
 
 
