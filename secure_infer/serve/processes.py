@@ -148,9 +148,11 @@ class Template:
         try:
             async with asyncio.timeout(seconds):
                 head, _ = await receive_async(reader)
-        except (Closed, TimeoutError) as error:
+        except BaseException as error:  # the pool may be closed meanwhile, which cancels this
             writer.close()
-            raise _not_started() from error
+            if isinstance(error, Closed | TimeoutError):
+                raise _not_started() from error
+            raise
         self._forked += 1
         return Channel(int(head["pid"]), reader, writer)
 

@@ -68,7 +68,7 @@ def test_as_many_values_flip_on_ciphertexts_as_in_the_simulation(network, option
     expected, variance = rates.sum(), (rates * (1 - rates)).sum() * (1 + 1 / SIMULATIONS)
     assert not some or expected > 5  # else nothing was seen
     assert abs(executed.sum() - expected) <= 4 * np.sqrt(variance) + 1
-    # Of values that the simulation never flips, ciphertexts flip p * (1 - p)**SIMULATIONS, at most 1 in e * SIMULATIONS.
+    # Of the values that no simulation flips, ciphertexts flip p * (1 - p)**SIMULATIONS: 1 in e * SIMULATIONS at most.
     quiet = np.count_nonzero(rates == 0) / (np.e * SIMULATIONS)
     assert executed[rates == 0].sum() <= quiet + 4 * np.sqrt(quiet) + 1
 
