@@ -12,7 +12,8 @@ SecureInferError                 1
 ├── ProtocolError               10   a party or a connection failed
 ├── DataError                   11   a data set that is absent or fails its checksum
 ├── AccessDenied                12   no token, or one that does not permit this
-└── LimitExceeded               13   a budget, quota, size or queue limit
+├── LimitExceeded               13   a budget, quota, size or queue limit
+└── NotApplicable               14   an attack that needs more access than its target gives
 """
 
 from __future__ import annotations
@@ -135,6 +136,12 @@ class LimitExceeded(SecureInferError):
     ) -> None:
         super().__init__(summary, problems, excerpt)
         self.retry_after = retry_after
+
+
+class NotApplicable(SecureInferError):
+    """The target does not give the access that an attack needs."""
+
+    exit_code = 14
 
 
 def missing_extra(protocol: str, extra: str, module: str) -> MissingExtra:

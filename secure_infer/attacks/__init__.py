@@ -1,0 +1,42 @@
+"""Attacks on what encryption does not hide; torch and numpy alone, on CPU or GPU."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from secure_infer.attacks.base import Access, Answer, Attack, Bounds, Meter, Target
+from secure_infer.attacks.goal import Goal
+from secure_infer.attacks.networks import FunctionTarget, NetworkTarget
+from secure_infer.errors import Problem, UsageError
+
+# One row an attack: its name and where it lives.
+ATTACKS: dict[str, str] = {}
+
+__all__ = [
+    "ATTACKS",
+    "Access",
+    "Answer",
+    "Attack",
+    "Bounds",
+    "FunctionTarget",
+    "Goal",
+    "Meter",
+    "NetworkTarget",
+    "Target",
+    "attack",
+]
+
+
+def attack(name: str) -> type[Attack]:
+    """The class of an attack by its name.
+
+    Raises:
+        UsageError: There is no such attack.
+    """
+    if name not in ATTACKS:
+        raise UsageError(
+            f"There is no attack {name!r}.", [Problem("attack", f"Known: {', '.join(ATTACKS)}.", "use one.")]
+        )
+    module, _, found = ATTACKS[name].partition(":")
+    cls: type[Attack] = getattr(import_module(f"secure_infer.attacks.{module}"), found)
+    return cls
