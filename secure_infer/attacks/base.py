@@ -242,12 +242,21 @@ class Attack(abc.ABC):
             NotApplicable: The target gives less access than needed.
             InvalidInput: Images, labels or goal do not fit.
         """
-        target.require(self.access, f"The attack {self.name}")
-        _require_fit(self, target, images, goal)
+        self.check(target, images, goal)
         if not len(images):
             return images.clone()
         generator = torch.Generator(images.device).manual_seed(seed)
         return self._run(target, images.detach(), goal, generator)
+
+    def check(self, target: Target, images: Tensor, goal: Goal) -> None:
+        """Refuse, before anything is asked, what this attack can't do.
+
+        Raises:
+            NotApplicable: The target gives less access than needed.
+            InvalidInput: Images, labels or goal do not fit; all that is wrong is listed.
+        """
+        target.require(self.access, f"The attack {self.name}")
+        _require_fit(self, target, images, goal)
 
     @abc.abstractmethod
     def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
