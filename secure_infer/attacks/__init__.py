@@ -10,7 +10,12 @@ from secure_infer.attacks.networks import FunctionTarget, NetworkTarget
 from secure_infer.errors import Problem, UsageError
 
 # One row an attack: its name and where it lives.
-ATTACKS: dict[str, str] = {}
+ATTACKS: dict[str, str] = {
+    "fgsm": "pgd:FGSM",
+    "bim": "pgd:BIM",
+    "least-likely": "pgd:LeastLikely",
+    "pgd": "pgd:PGD",
+}
 
 __all__ = [
     "ATTACKS",
