@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_infer import backends, bundle
-from secure_infer.backends.base import Backend, Guarantee, Program, Rebuilding, require_supported
+from secure_infer.backends.base import Backend, Guarantee, Program, Rebuilding, Simulating, Values, require_supported
 from secure_infer.bundle import Interface
 from secure_infer.client import Client
 from secure_infer.errors import Problem, UsageError
@@ -20,6 +20,7 @@ from secure_infer.graph.analyse import cost
 from secure_infer.graph.graph import Graph, as_array
 from secure_infer.graph.interpret import interpret, interpret_real
 from secure_infer.graph.text import format_graph
+from secure_infer.graph.types import Integers
 from secure_infer.wire.transport import InProcess
 
 Mode = Literal["clear", "simulate", "encrypted"]
@@ -38,6 +39,7 @@ class Compiled:
     def __init__(self, graph: Graph, interface: Interface, program: Program) -> None:
         self.graph, self.interface, self.program = graph, interface, program
         self._client: Client | None = None
+        self._simulation: Callable[[Integers, int], Values] | None = None
 
     def __repr__(self) -> str:
         kinds = f"{self.interface.input} -> {self.interface.output}"
@@ -73,11 +75,19 @@ class Compiled:
             evaluate = interpret if self._backend().exact else interpret_real
             return self.graph.dequantize(evaluate(self.graph, units))
         if mode == "simulate":
-            return self.graph.dequantize(self._backend().simulate(self.graph, self.program, units, seed))
+            return self.graph.dequantize(self._simulate(units, seed))
         raise UsageError(
             f"There is no mode {mode!r}.",
             [Problem("mode", 'Expected "clear", "simulate" or "encrypted".', "check the spelling.")],
         )
+
+    def _simulate(self, units: Integers, seed: int) -> Values:
+        backend = self._backend()
+        if not isinstance(backend, Simulating):
+            return backend.simulate(self.graph, self.program, units, seed)
+        if self._simulation is None:
+            self._simulation = backend.simulation(self.program)
+        return self._simulation(units, seed)
 
     def client(self, key_cache: str | Path | None = None) -> Client:
         """A client whose servers run on this machine; made once and kept."""

@@ -35,11 +35,14 @@ def _graph(name: str) -> Graph:
 def test_the_zoo_is_complete() -> None:
     assert MODELS == [
         "cifar10-cnn-tfhe",
+        "digits-cnn-float",
         "digits-cnn-poly",
         "digits-cnn-qat",
         "digits-mlp-bnn",
+        "fashion-cnn-float",
         "fashion-cnn-qat",
         "fashion-mlp-bnn",
+        "mnist-cnn-float",
         "mnist-cnn-poly",
         "mnist-cnn-qat",
         "mnist-mlp-bnn",

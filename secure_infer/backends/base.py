@@ -6,7 +6,7 @@ server half runs. A protocol with several parties has one server half, one messa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -239,6 +239,15 @@ class Rebuilding(Protocol):
         Raises:
             BundleError: This library can't read it.
         """
+        ...
+
+
+@runtime_checkable
+class Simulating(Protocol):
+    """A backend whose simulation takes long to set up, and is kept for many batches."""
+
+    def simulation(self, program: Program) -> Callable[[Integers, int], Values]:
+        """What `simulate` does with a program, as a function of inputs and seed."""
         ...
 
 

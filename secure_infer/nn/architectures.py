@@ -188,9 +188,37 @@ def polynomial_cnn(
     )
 
 
+def relu_cnn(
+    *, image: Sequence[int], classes: int, convolutions: Sequence[Sequence[int]], hidden: Sequence[int] = ()
+) -> nn.Sequential:
+    """A plain convolutional network with ReLUs in floating point: what the other forms are measured against.
+
+    Args:
+        image: Channels, height and width of the input.
+        classes: Outputs.
+        convolutions: For each: output channels, width of the kernel, stride, zeros around its input.
+        hidden: Neurons of each fully connected hidden layer.
+    """
+    layers: list[nn.Module] = []
+    depth, height, width = image
+    for number, kernel, stride, padding in convolutions:
+        layers += [
+            nn.Conv2d(depth, number, kernel, stride=stride, padding=padding, bias=False),
+            nn.BatchNorm2d(number),
+            nn.ReLU(),
+        ]
+        depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+    layers.append(nn.Flatten())
+    size = depth * height * width
+    for number in hidden:
+        layers += [nn.Linear(size, number), nn.ReLU()]
+        size = number
+    return nn.Sequential(*layers, nn.Linear(size, classes))
+
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     function.__name__.replace("_", "-"): function
-    for function in (binary_mlp, quantized_cnn, integer_cnn, sign_network, polynomial_cnn)
+    for function in (binary_mlp, quantized_cnn, integer_cnn, sign_network, polynomial_cnn, relu_cnn)
 }
 """Networks by the name that a recipe gives."""
 

@@ -48,6 +48,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "padding": 1,
         "hidden": 16,
     },
+    "relu-cnn": {"image": [1, 8, 8], "classes": 10, "convolutions": [[4, 3, 2, 1]], "hidden": [16]},
 }
 
 

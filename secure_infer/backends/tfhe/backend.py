@@ -23,6 +23,7 @@ from secure_infer.graph.types import Integers, bits_of
 
 if TYPE_CHECKING:
     from secure_infer.backends.tfhe.roles import TfheClient, TfheServer
+    from secure_infer.backends.tfhe.simulate import Simulation
 
 RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (([1, 2], [10, 11, 12]), ([], []))
 """GLWE dimensions and logarithms of polynomial sizes to choose from. The first set halves the bootstrapping keys, and
@@ -82,9 +83,13 @@ class TfheBackend:
 
     def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Values:
         """Outputs with concrete's noise drawn for each look-up. The library draws it: `seed` has no effect."""
-        from secure_infer.backends.tfhe.simulate import simulate
+        return self.simulation(program)(x, seed)
 
-        return simulate(program, x)
+    def simulation(self, program: Program) -> Simulation:
+        """The simulation of a program, for many batches."""
+        from secure_infer.backends.tfhe.simulate import Simulation
+
+        return Simulation(program)
 
     def primitives(self, program: Program) -> Mapping[str, float]:
         """Mean seconds of CPU of one look-up of this circuit's kinds."""

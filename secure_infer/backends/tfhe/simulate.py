@@ -12,16 +12,24 @@ from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
 
-def simulate(program: Program, x: Integers) -> Integers:
-    """Outputs for a batch of inputs, shape `(n, *output shape)`."""
-    shapes = Shapes(frame.unpack(program.client, CLIENT).meta)
-    samples = shapes.check(x)
-    server, specs = build(program.servers[0], simulated=True)
-    info = ProgramInfo.deserialize(specs)
-    client = ClientProgram.create_simulated(info).get_client_circuit(info.function_list()[0])
-    outputs = []
-    for sample in samples:
-        (result,) = server.simulate([client.simulate_prepare_input(Value(sample), 0)])
-        outputs.append(np.asarray(client.simulate_process_output(result, 0).to_py_val()))
-    ignore_lost_pipes()
-    return shapes.decode(outputs)
+class Simulation:
+    """A program that answers many batches; making it takes longer than an answer.
+
+    Args:
+        program: Of this backend.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._shapes = Shapes(frame.unpack(program.client, CLIENT).meta)
+        self._server, specs = build(program.servers[0], simulated=True)
+        info = ProgramInfo.deserialize(specs)
+        self._client = ClientProgram.create_simulated(info).get_client_circuit(info.function_list()[0])
+
+    def __call__(self, x: Integers, seed: int = 0) -> Integers:
+        """Outputs for a batch of inputs, shape `(n, *output shape)`; the library draws the noise, whatever the seed."""
+        outputs = []
+        for sample in self._shapes.check(x):
+            (result,) = self._server.simulate([self._client.simulate_prepare_input(Value(sample), 0)])
+            outputs.append(np.asarray(self._client.simulate_process_output(result, 0).to_py_val()))
+        ignore_lost_pipes()
+        return self._shapes.decode(outputs)
