@@ -69,17 +69,14 @@ def test_tokens_are_made_beside_a_running_server(store: Path) -> None:
 @pytest.mark.parametrize("worker", [False, True])
 def test_a_killed_server_leaves_a_store_that_opens_at_once(store: Path, worker: bool) -> None:
     """Even if a forked worker outlives it."""
-    rest = "os.fork() if sys.argv[2] == 'True' else 0; time.sleep(60)"
+    rest = "sys.argv[2] == 'True' and (os.fork() or print('forked', flush=True)); time.sleep(60)"
     command = [sys.executable, "-c", _SERVER + rest, store, str(worker)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert server.stdout is not None
         assert server.stdout.readline() == "open\n"
         if worker:
-            # The worker inherits the pipe: until it sleeps, too, its fork may not have happened.
-            children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
-            while not children.read_text():
-                pass
+            assert server.stdout.readline() == "forked\n"
         with pytest.raises(UsageError):
             State.open(store)
         server.kill()
