@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from secure_infer.bench.load import MODEL, PROTOCOL
 from secure_infer.bench.records import Record
+from secure_infer.bench.runner import Progress, silent
 from secure_infer.bench.service import NAME, Ask, Workload, facts, percentiles
 from secure_infer.errors import SecureInferError
 from secure_infer.serve.base import Done, Runner
@@ -18,10 +19,9 @@ from secure_infer.serve.cluster import Cluster
 from secure_infer.serve.pool import Pool
 
 CASE, WORKERS, CLIENTS, KEYS, REQUESTS, TURNS = "serve-cluster", 2, 20, 8, 400, 4
-Progress = Callable[[str, int, int], None]
 
 
-def run(n: int | None = None, progress: Progress | None = None) -> Record:
+def run(n: int | None = None, progress: Progress = silent) -> Record:
     """Measure; returns one record.
 
     Args:
@@ -32,10 +32,10 @@ def run(n: int | None = None, progress: Progress | None = None) -> Record:
         DataError: The data set is not to be found.
         ProtocolError: The cluster does not come up.
     """
-    begun, tell = time.time(), progress or (lambda label, done, total: None)
+    begun = time.time()
     with tempfile.TemporaryDirectory(prefix="bench-cluster-") as name:
-        load = Workload.prepare(MODEL, PROTOCOL, Path(name), CLIENTS, KEYS, n or REQUESTS)
-        runs = asyncio.run(_compare(load, tell))
+        load = Workload.prepare(MODEL, PROTOCOL, Path(name), CLIENTS, KEYS, n or REQUESTS, progress)
+        runs = asyncio.run(_compare(load, progress))
     rows = {name: _row(load, done) for name, done in runs.items()}
     ratio = rows["cluster"]["requests_per_s"] / rows["pool"]["requests_per_s"]
     shared = {"model": MODEL, "protocol": PROTOCOL, "workers": WORKERS, "clients": CLIENTS, "distinct_keys": KEYS}

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from secure_infer.bench.ours import evaluate
 from secure_infer.bench.records import Record
+from secure_infer.bench.runner import Progress, silent
 from secure_infer.bench.service import NAME, Server, client_name, facts
 from secure_infer.compiler import compile
 from secure_infer.graph import INPUT, Graph, Linear, Node, Polynomial, TensorType
@@ -31,7 +32,6 @@ ROLES = ("front", "worker", "client")
 _ENDS = ("answer", "wrong", "error", "killed")
 _MOMENTS = ("begin", "upload", "sent")
 _LONGEST_PAUSE, _LAST_WORDS_SECONDS, _START_SECONDS = 2.0, 300.0, 60.0
-Progress = Callable[[str, int, int], None]
 
 
 class Clients:
@@ -91,7 +91,7 @@ class Clients:
             )
 
 
-def run(n: int | None = None, progress: Progress | None = None) -> Record:
+def run(n: int | None = None, progress: Progress = silent) -> Record:
     """Kill; returns one record.
 
     Args:
@@ -101,7 +101,7 @@ def run(n: int | None = None, progress: Progress | None = None) -> Record:
     Raises:
         ProtocolError: The server does not start.
     """
-    begun, kills, tell = time.time(), KILLS if n is None else n, progress or (lambda label, done, total: None)
+    begun, kills = time.time(), KILLS if n is None else n
     seed = random.SystemRandom().randrange(1 << 32)
     with tempfile.TemporaryDirectory(prefix="bench-faults-") as name:
         folder = Path(name)
@@ -110,7 +110,7 @@ def run(n: int | None = None, progress: Progress | None = None) -> Record:
         try:
             clients = Clients(server, folder, known, CLIENTS)
             try:
-                moments = _kill(server, clients, kills, random.Random(seed), tell)
+                moments = _kill(server, clients, kills, random.Random(seed), progress)
             finally:
                 clients.stop()
         finally:

@@ -1,19 +1,29 @@
-"""`secure-infer bench serve`: many clients at once against a real server, beside the bare workers in the same run."""
+"""`secure-infer bench serve`: many clients at once against a real server, beside the bare workers in the same run.
+
+Server and clients share the machine's cores, so what the clients' side costs (HTTP, and asking for the server's memory)
+counts against the server's throughput; keys and messages are made before, and replies are decrypted after. The bare
+workers get the same messages through their pipes, before, between and after the rounds, while the server is idle.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from secure_infer.bench import exchange
 from secure_infer.bench.floor import usable_cores
 from secure_infer.bench.records import Record
-from secure_infer.bench.service import NAME, Ask, Server, Workload, facts, percentiles
+from secure_infer.bench.runner import Progress, silent
+from secure_infer.bench.service import NAME, Ask, Server, Workload, client_name, facts, percentiles, told
 from secure_infer.errors import SecureInferError
 from secure_infer.serve.processes import Channel, Template
 from secure_infer.serve.worker_pipe import receive_async
@@ -23,11 +33,12 @@ from secure_infer.wire.transport import Answer
 
 CASE = "serve"
 MODEL, PROTOCOL = "digits-cnn-poly", "ckks"
-CLIENTS, KEYS, REQUESTS, LIGHT = 50, 8, 1000, 50
-"""50 clients with 8 distinct key sets between them, as keys take longer to make than everything else here."""
+CLIENTS, KEYS, REQUESTS, ROUNDS, BARE, LIGHT = 50, 8, 1000, 4, 50, 40
+"""Clients, with so many distinct key sets between them (keys take longer to make than anything else here); requests,
+and rounds of them; requests to the bare workers before, between and after the rounds; requests of one client alone."""
 _HOT_BYTES, _WORKER_BYTES = 2 << 30, 8 << 30
-_SAMPLE_SECONDS = 1.0
-Progress = Callable[[str, int, int], None]
+_SAMPLE_SECONDS = 4.0
+"""Between looks at the memory of all processes, each of which takes tens of milliseconds."""
 
 
 @dataclass
@@ -42,15 +53,26 @@ class Answered:
 
 @dataclass
 class Served:
-    """All requests of a run, the seconds that it took, the seconds of CPU by process, and memory over time."""
+    """What all rounds showed.
 
-    answered: list[Answered]
-    seconds: float
-    cpu_s: dict[str, float]
-    memory: list[int]
+    Attributes:
+        bare: Requests a second of the bare workers, before, between and after the rounds.
+        answered: All requests.
+        seconds: What all rounds took.
+        cpu_s: Seconds of CPU in all rounds, by process.
+        memory: Bytes of all server processes, over all rounds.
+        light: Requests of one client alone, after the rounds.
+    """
+
+    bare: list[float] = field(default_factory=list)
+    answered: list[Answered] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_s: Counter[str] = field(default_factory=Counter)
+    memory: list[int] = field(default_factory=list)
+    light: list[Answered] = field(default_factory=list)
 
 
-def run(n: int | None = None, progress: Progress | None = None, clients: int = CLIENTS, keys: int = KEYS) -> Record:
+def run(n: int | None = None, progress: Progress = silent, clients: int = CLIENTS, keys: int = KEYS) -> Record:
     """Measure; returns one record.
 
     Args:
@@ -63,18 +85,15 @@ def run(n: int | None = None, progress: Progress | None = None, clients: int = C
         DataError: The data set is not to be found.
         ProtocolError: The server does not start.
     """
-    begun, requests, tell = time.time(), n or REQUESTS, progress or (lambda label, done, total: None)
-    workers = usable_cores()
+    begun, workers = time.time(), usable_cores()
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as name:
         folder = Path(name)
-        tell("keys and messages", 0, requests)
-        load = Workload.prepare(MODEL, PROTOCOL, folder, clients, keys, requests)
-        few = load.asks[: max(2 * keys * workers, requests // 4)]
-        bare = [asyncio.run(_bare(load, workers, few))]
+        load = Workload.prepare(MODEL, PROTOCOL, folder, clients, keys, n or REQUESTS, progress)
         with Server(load.bundle, folder / "store", clients, workers, queue=2 * clients) as server:
-            served, light = asyncio.run(_serve(load, server, clients, tell))
-        bare.append(asyncio.run(_bare(load, workers, few)))
-    tell("checking", requests, requests)
+            served = asyncio.run(_serve(load, server, clients, workers, progress))
+    outcome = _outcome(load, served, progress)
+    reply = next(each.answer.replies[0] for each in served.answered if each.answer)
+    floor = asyncio.run(exchange.seconds(load.asks[0].job.message, reply, LIGHT))
     return {
         **facts(CASE, PROTOCOL, begun),
         "model": MODEL,
@@ -83,71 +102,108 @@ def run(n: int | None = None, progress: Progress | None = None, clients: int = C
         "clients": clients,
         "distinct_keys": len(load.keys),
         "message_bytes": len(load.asks[0].job.message),
-        "evaluation_key_bytes": len(load.keys[0].evaluation),
-        **_outcome(load, served, bare),
-        "light": _overhead(light),
+        "reply_bytes": len(reply),
+        "evaluation_key_bytes": len(load.of_client(0).evaluation),
+        **outcome,
+        "light": {**_overhead(served.light), "exchange_s": percentiles(floor)},
         "memory": _memory(served.memory),
     }
 
 
-async def _bare(load: Workload, workers: int, asks: Sequence[Ask]) -> float:
-    """Requests a second of the workers alone, each kept busy through its pipe, with all keys hot."""
+async def _serve(load: Workload, server: Server, clients: int, workers: int, tell: Progress) -> Served:
+    """Rounds of requests, with the bare workers in between; and then a few by one client alone."""
+    served = Served()
+    async with _bare_workers(load, workers) as bare, _reaches(server, clients) as reaches:
+        for i in told("uploads", range(clients), tell):
+            await reaches[i].upload(load.of_client(i).evaluation)
+        warm = load.asks[:clients]
+        await _spread(warm, reaches, _counter("requests to warm up", len(warm), tell))
+        served.bare.append(await _rate(bare, load.asks[:BARE]))
+        answered = _counter("requests", len(load.asks), tell)
+        for asks in _parts(load.asks, ROUNDS):
+            await _round(served, server, asks, reaches, answered)
+            served.bare.append(await _rate(bare, load.asks[:BARE]))
+        alone = load.asks[::clients][:LIGHT]
+        served.light = [await _ask(reaches[0], ask) for ask in told("requests of one client", alone, tell)]
+    return served
+
+
+async def _round(
+    served: Served, server: Server, asks: Sequence[Ask], reaches: Sequence[AsyncHttp], answered: Callable[[], None]
+) -> None:
+    sampling = asyncio.create_task(_sample(server, served.memory))
+    start, cpu = time.perf_counter(), _cpu(server)
+    served.answered += await _spread(asks, reaches, answered)
+    served.seconds += time.perf_counter() - start
+    served.cpu_s.update(_cpu(server))
+    served.cpu_s.subtract(cpu)
+    sampling.cancel()
+
+
+@asynccontextmanager
+async def _bare_workers(load: Workload, workers: int) -> AsyncIterator[list[Channel]]:
+    """Workers alone, with all keys hot; idle unless `_rate` is under way."""
     template = Template({NAME: load.bundle}, _HOT_BYTES, _WORKER_BYTES, 1)
     try:
         channels = [await template.fork(300.0) for _ in range(workers)]
-        first = {ask.job.key_name: ask for ask in asks}
-        await asyncio.gather(*(_feed(channel, list(first.values())) for channel in channels))
-        start = time.perf_counter()
-        await asyncio.gather(*(_feed(channel, asks[i::workers]) for i, channel in enumerate(channels)))
-        return len(asks) / (time.perf_counter() - start)
+        first = list({ask.job.key_name: ask for ask in load.asks}.values())
+        await asyncio.gather(*(_feed(channel, iter(first)) for channel in channels))
+        yield channels
     finally:
         await template.close()
 
 
-async def _feed(channel: Channel, asks: Sequence[Ask]) -> None:
+async def _rate(channels: Sequence[Channel], asks: Sequence[Ask]) -> float:
+    """Requests a second of bare workers, each kept busy through its pipe."""
+    start, left = time.perf_counter(), iter(asks)
+    await asyncio.gather(*(_feed(channel, left) for channel in channels))
+    return len(asks) / (time.perf_counter() - start)
+
+
+async def _feed(channel: Channel, asks: Iterator[Ask]) -> None:
+    """Give a worker one request after another, of those that others have left."""
     for ask in asks:
         job = ask.job
         channel.send({"model": NAME, "key_name": job.key_name, "key_file": str(job.key_file or "")}, job.message)
         await receive_async(channel.reader)
 
 
-async def _serve(load: Workload, server: Server, clients: int, tell: Progress) -> tuple[Served, list[Answered]]:
-    """All requests; and then a few by one client alone."""
-    reaches = [await _reach(server, i) for i in range(clients)]
+@asynccontextmanager
+async def _reaches(server: Server, clients: int) -> AsyncIterator[list[AsyncHttp]]:
+    """A connection of each client."""
+    found = [await AsyncHttp.open([server.url], NAME, Access(token=token)) for token in server.tokens[:clients]]
     try:
-        for i, reach in enumerate(reaches):
-            tell("uploads", i, clients)
-            await reach.upload(load.keys[i % len(load.keys)].evaluation)
-        await _spread(load.asks[: 4 * clients], reaches, lambda done: None)
-        memory: list[int] = []
-        sampling = asyncio.create_task(_sample(server, memory))
-        start, cpu = time.perf_counter(), _cpu(server)
-        answered = await _spread(load.asks, reaches, lambda done: tell("requests", done, len(load.asks)))
-        seconds, spent = time.perf_counter() - start, _cpu(server)
-        sampling.cancel()
-        served = Served(answered, seconds, {name: spent[name] - cpu[name] for name in cpu}, memory)
-        light = [await _ask(reaches[0], ask) for ask in load.asks[:: len(reaches)][:LIGHT]]
-        return served, light
+        yield found
     finally:
-        for reach in reaches:
+        for reach in found:
             await reach.close()
 
 
-async def _reach(server: Server, client: int) -> AsyncHttp:
-    return await AsyncHttp.open([server.url], NAME, Access(token=server.tokens[client]))
-
-
-async def _spread(asks: Sequence[Ask], reaches: Sequence[AsyncHttp], tell: Callable[[int], None]) -> list[Answered]:
+async def _spread(asks: Sequence[Ask], reaches: Sequence[AsyncHttp], answered: Callable[[], None]) -> list[Answered]:
     """Every client sends its requests one after another, all clients at once."""
-    answered: list[Answered] = []
+    found: list[Answered] = []
 
     async def client(i: int) -> None:
-        for ask in asks[i :: len(reaches)]:
-            answered.append(await _ask(reaches[i], ask))
-            tell(len(answered))
+        for ask in asks:
+            if ask.job.client == client_name(i):
+                found.append(await _ask(reaches[i], ask))
+                answered()
 
     await asyncio.gather(*map(client, range(len(reaches))))
-    return answered
+    return found
+
+
+def _counter(label: str, total: int, tell: Progress) -> Callable[[], None]:
+    """To be called whenever one more is done."""
+    done = count(1)
+    tell(label, 0, total)
+    return lambda: tell(label, next(done), total)
+
+
+def _parts(asks: Sequence[Ask], number: int) -> list[Sequence[Ask]]:
+    """The requests in so many parts, in order."""
+    bounds = [len(asks) * i // number for i in range(number + 1)]
+    return [asks[start:end] for start, end in pairwise(bounds)]
 
 
 async def _ask(reach: AsyncHttp, ask: Ask) -> Answered:
@@ -169,27 +225,30 @@ def _cpu(server: Server) -> dict[str, float]:
     return {**server.cpu_seconds(), "clients": time.process_time()}
 
 
-def _outcome(load: Workload, served: Served, bare: Sequence[float]) -> dict[str, Any]:
+def _outcome(load: Workload, served: Served, tell: Progress) -> dict[str, Any]:
     answered = served.answered
     good = [each for each in answered if each.answer is not None]
-    throughput, workers_alone = len(good) / served.seconds, sum(bare) / len(bare)
+    throughput, bare = len(good) / served.seconds, sum(served.bare) / len(served.bare)
     phases = [each.answer.phases for each in good if each.answer]
+    cpu_s = {name: spent / len(answered) for name, spent in served.cpu_s.items()}
+    checked = told("checks", good, tell)
     return {
         "n": len(load.asks),
         "lost": len(load.asks) - len(good),
         "errors": sorted({each.error for each in answered if each.error}),
-        "wrong": sum(load.wrong(each.ask, each.answer.replies[0]) for each in good if each.answer),
+        "wrong": sum(load.wrong(each.ask, each.answer.replies[0]) for each in checked if each.answer),
         "requests_per_s": throughput,
-        "bare_requests_per_s": list(bare),
-        "throughput_ratio": throughput / workers_alone,
-        "cpu_s_per_request": {name: spent / len(answered) for name, spent in served.cpu_s.items()},
+        "bare_requests_per_s": served.bare,
+        "throughput_ratio": throughput / bare,
+        "cpu_s_per_request": cpu_s,
+        "evaluation_share": cpu_s["workers"] / (cpu_s["workers"] + cpu_s["front"]),
         "latency_s": percentiles([each.seconds for each in good]),
         "phases_s": {name: median(phase[name] for phase in phases) for name in ("queue", "load", "run", "transfer")},
     }
 
 
 def _overhead(light: Sequence[Answered]) -> dict[str, Any]:
-    """What the way through HTTP adds to a request when there is no other: everything but queue, keys and evaluation."""
+    """What the way through HTTP adds to a request when there is no other: all but waiting, opening keys, evaluation."""
     phases = [each.answer.phases for each in light if each.answer]
     return {
         "n": len(phases),

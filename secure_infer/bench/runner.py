@@ -48,7 +48,7 @@ def run_case(
     ran = False
     for group in case.groups():
         entries = [replace(entry, n_encrypted=n) if n is not None else entry for entry in group]
-        for record in _run_group(case.name, entries, load(group[0].model), progress or _silent, missing):
+        for record in _run_group(case.name, entries, load(group[0].model), progress or silent, missing):
             ran = True
             yield record
     if not ran:
@@ -147,5 +147,5 @@ def _record(entry: Entry, contender: Contender, samples: Sequence[Sample], subje
     }
 
 
-def _silent(label: str, done: int, total: int) -> None:
+def silent(label: str, done: int, total: int) -> None:
     """Progress that nobody asked for."""

@@ -8,11 +8,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from secure_infer.bench.contender import Reals
 from secure_infer.bench.host import LIBRARIES
 from secure_infer.bench.ours import evaluate
 from secure_infer.bench.records import Record
+from secure_infer.bench.runner import Progress, silent
 from secure_infer.bench.subjects import load_subject
 from secure_infer.compiler import compile
 from secure_infer.errors import DecryptionError, Problem, ProtocolError
@@ -31,6 +32,7 @@ from secure_infer.serve.pool import resident_bytes
 from secure_infer.serve.state import State
 from secure_infer.wire.access import TOKEN_VARIABLE
 
+T = TypeVar("T")
 NAME = "model"
 """Under which the model is served."""
 _START_SECONDS = 300.0
@@ -60,7 +62,7 @@ class Workload:
         bundle: Its bundle.
         role: Encrypts and decrypts.
         dequantize: Outputs in units of their scale to reals.
-        keys: Distinct key sets; client `i` uses number `i % len(keys)`.
+        keys: Distinct key sets by name; client `i` uses number `i % len(keys)`.
         asks: Requests; number `i` is one of client `i % clients`.
         bound: Greatest error that the guarantee permits; 0 where it is exact.
     """
@@ -70,13 +72,31 @@ class Workload:
     bundle: Path
     role: ClientRole
     dequantize: Callable[[Values], Reals]
-    keys: list[Keys] = field(repr=False)
+    keys: dict[str, Keys] = field(repr=False)
     asks: list[Ask] = field(repr=False)
     bound: float
 
     @classmethod
-    def prepare(cls, model: str, protocol: str, folder: Path, clients: int, keys: int, requests: int) -> Workload:
+    def prepare(
+        cls,
+        model: str,
+        protocol: str,
+        folder: Path,
+        clients: int,
+        keys: int,
+        requests: int,
+        tell: Progress = silent,
+    ) -> Workload:
         """Compile, make keys and encrypt, all before anything is timed.
+
+        Args:
+            model: Name of a model of the zoo.
+            protocol: Name of a protocol.
+            folder: Where the bundle and the evaluation keys are written.
+            clients: Number of clients.
+            keys: Number of key sets.
+            requests: Number of requests, each with a ciphertext of its own.
+            tell: Told how far it is.
 
         Raises:
             UsageError: No such model.
@@ -87,34 +107,45 @@ class Workload:
         path = compiled.save(folder / f"{NAME}.bundle")
         backend = backends.load(protocol)
         role = backend.client(compiled.program.client)
-        made = [role.keygen() for _ in range(keys)]
-        names = [hashlib.sha256(each.evaluation).hexdigest() if each.evaluation else "" for each in made]
-        for name, each in zip(names, made, strict=True):
-            if name:
-                (folder / name).write_bytes(each.evaluation)
+        made = {_name(each): each for each in (role.keygen() for _ in told("keys", range(keys), tell))}
+        names, files = list(made), {name: folder / name for name in made if name}
+        for name, file in files.items():
+            file.write_bytes(made[name].evaluation)
         expected = evaluate(compiled.graph, subject.x, exact=backend.exact)
         asks = []
-        for i in range(requests):
+        for i in told("messages", range(requests), tell):
             image, client = i % len(subject.x), i % clients
-            own = client % keys
+            own = names[client % len(names)]
             (message,) = role.encrypt(compiled.interface.quantize(subject.x[image : image + 1]), made[own])
-            file = folder / names[own] if names[own] else None
-            job = Job(NAME, client_name(client), message, names[own], file, _START_SECONDS)
+            job = Job(NAME, client_name(client), message, own, files.get(own), _START_SECONDS)
             asks.append(Ask(job, expected[image : image + 1]))
         bound = compiled.guarantee.error_bound or 0.0
         return cls(model, protocol, path, role, compiled.interface.dequantize, made, asks, bound)
 
+    def of_client(self, number: int) -> Keys:
+        """The keys of a client."""
+        return list(self.keys.values())[number % len(self.keys)]
+
     def wrong(self, ask: Ask, reply: bytes) -> bool:
         """Whether a reply decrypts to something else than the network's outputs."""
-        keys = next(each for each in self.keys if self._name(each) == ask.job.key_name)
         try:
-            outputs = self.dequantize(self.role.decrypt([reply], keys))
+            outputs = self.dequantize(self.role.decrypt([reply], self.keys[ask.job.key_name]))
         except DecryptionError:
             return True
         return bool(np.abs(outputs - ask.expected).max() > self.bound)
 
-    def _name(self, keys: Keys) -> str:
-        return hashlib.sha256(keys.evaluation).hexdigest() if keys.evaluation else ""
+
+def told(label: str, items: Sequence[T], tell: Progress) -> Iterator[T]:
+    """The items; each is reported once whatever is done with it has been done."""
+    for done, item in enumerate(items):
+        tell(label, done, len(items))
+        yield item
+    tell(label, len(items), len(items))
+
+
+def _name(keys: Keys) -> str:
+    """How evaluation keys are named; empty where there are none."""
+    return hashlib.sha256(keys.evaluation).hexdigest() if keys.evaluation else ""
 
 
 def client_name(number: int) -> str:

@@ -128,14 +128,14 @@ def _line(record: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """A bar a contender on standard error where somebody watches it, else a line when a contender starts and ends."""
+def _progress() -> Iterator[Progress]:
+    """A bar for each label on standard error where somebody watches it, else a line at each quarter of the way."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     err = Console(stderr=True)
     if not err.is_terminal:
-        yield _say_ends
+        yield _say
         return
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
@@ -150,8 +150,6 @@ def _progress() -> Iterator[Progress | None]:
         yield show
 
 
-def _say_ends(label: str, done: int, total: int) -> None:
-    if done == 0:
-        console.complain(f"{label}: compile, keys, then {total} requests")
-    elif done == total:
-        console.complain(f"{label}: done")
+def _say(label: str, done: int, total: int) -> None:
+    if done == 0 or 4 * done // total > 4 * (done - 1) // total:
+        console.complain(f"{label}: {done} of {total}")

@@ -132,21 +132,24 @@ class Inferences:
             task.exception()  # Seen, even if all who waited have gone.
 
     async def _work(self, request: Request, pending: _Pending) -> Outcome:
-        job, budgets = request.job, self._state.budgets
         with ExitStack() as held:
-            if job.key_name:
-                hold = self._state.keys.hold(request.account.client, job.key_name)
-                job = replace(job, key_file=await asyncio.to_thread(held.enter_context, hold))
-            asked = job.model, job.key_name, request.request_id, request.digest, len(job.message)
-            try:
-                admission = await asyncio.to_thread(budgets.admit, request.account, *asked)
-            except SecureInferError as error:
-                raise Recorded(error) from error
+            job, admission = await asyncio.to_thread(self._admit, request, held)
             if admission.kind == "replay":
                 return Outcome(Done(admission.reply, 0.0, 0.0, 0.0, 0.0), replayed=True)
             if admission.kind == "running":
                 raise _elsewhere(admission)
             return Outcome(await self._run(job, admission, pending))
+
+    def _admit(self, request: Request, held: ExitStack) -> tuple[Job, Admission]:
+        """Hold the keys, and charge the client; both may wait for the disk."""
+        job, account = request.job, request.account
+        if job.key_name:
+            job = replace(job, key_file=held.enter_context(self._state.keys.hold(account.client, job.key_name)))
+        asked = job.model, job.key_name, request.request_id, request.digest, len(job.message)
+        try:
+            return job, self._state.budgets.admit(account, *asked)
+        except SecureInferError as error:
+            raise Recorded(error) from error
 
     async def _run(self, job: Job, admission: Admission, pending: _Pending) -> Done:
         """Run an admitted job and settle it, exactly once."""

@@ -33,7 +33,7 @@ class Keyless:
 @pytest.mark.parametrize(("reply", "wrong"), [((1.0, 2.05), False), ((1.0, 2.2), True), (None, True)])
 def test_a_reply_beyond_the_bound_is_wrong(reply: tuple[float, ...] | None, wrong: bool) -> None:
     ask = Ask(Job("model", "client", b""), np.array([[1.0, 2.0]]))
-    work = Workload("model", "ckks", Path(), Echo(), lambda values: values, [Keyless()], [ask], 0.1)
+    work = Workload("model", "ckks", Path(), Echo(), lambda values: values, {"": Keyless()}, [ask], 0.1)
     assert work.wrong(ask, b"damaged" if reply is None else np.array(reply).tobytes()) is wrong
     assert work.wrong(replace(ask, expected=ask.expected + 1), np.array([1.0, 2.0]).tobytes())
 
