@@ -1,0 +1,1 @@
+"""Threats measured against every protocol and form: the rows of the matrix."""
