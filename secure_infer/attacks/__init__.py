@@ -11,10 +11,24 @@ from secure_infer.errors import Problem, UsageError
 
 # One row an attack: its name and where it lives.
 ATTACKS: dict[str, str] = {
+    "noise": "noise:Noise",
+    "jpeg": "jpeg:Jpeg",
     "fgsm": "pgd:FGSM",
     "bim": "pgd:BIM",
     "least-likely": "pgd:LeastLikely",
     "pgd": "pgd:PGD",
+    "deepfool": "deepfool:DeepFool",
+    "superdeepfool": "deepfool:SuperDeepFool",
+    "ddn": "ddn:DDN",
+    "fmn": "fmn:FMN",
+    "cw": "carlini:CarliniWagner",
+    "bp": "boundary:BoundaryProjection",
+    "hopskipjump": "hopskipjump:HopSkipJump",
+    "geoda": "geoda:GeoDA",
+    "surfree": "surfree:SurFree",
+    "square": "square:Square",
+    "estimated-pgd": "estimate:EstimatedPGD",
+    "one-pixel": "onepixel:OnePixel",
 }
 
 __all__ = [

@@ -37,13 +37,18 @@ class Noise(Attack):
     name: ClassVar[str] = "noise"
     access: ClassVar[Access] = Access.LABEL
     norms: ClassVar[frozenset[Norm]] = frozenset({"l2", "linf"})
-    goals: ClassVar[frozenset[str]] = frozenset({"untargeted", "targeted", "confidence"})
+    goals: ClassVar[frozenset[str]] = frozenset({"untargeted", "targeted"})
     minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_settings(self, "draws", "bisections", kind=("gaussian", "uniform"))
 
     def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
+        result, open_ = images.clone(), unreached(target, images, goal)
+        result[open_] = self._best(target, images[open_], goal.select(open_), generator)
+        return result
+
+    def _best(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         best, least = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
         for _ in range(self.draws):
             noise = torch.empty_like(images)
@@ -74,6 +79,11 @@ class Noise(Attack):
             hit = _reached(target, images, goal, noise, middle)
             low[known], high[known] = torch.where(hit, low[known], middle), torch.where(hit, middle, high[known])
         return high
+
+
+def unreached(target: Target, images: Tensor, goal: Goal) -> Tensor:
+    """Which images do not reach a goal by themselves, as indices: one query an image."""
+    return (~goal.reached_by_labels(target.query(images).labels)).nonzero().squeeze(1)
 
 
 def _uniform(empty: Tensor, generator: torch.Generator) -> Tensor:

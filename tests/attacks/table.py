@@ -33,10 +33,24 @@ class Row:
 _BALLS = ({"radius": 0.4}, {"radius": 2.0, "norm": "l2"})
 
 ROWS: dict[str, Row] = {
+    "noise": Row(({"draws": 50}, {"kind": "uniform", "draws": 50}), succeeds=0.8),
+    "jpeg": Row(succeeds=0.0, shapes=((1, 9, 5), (3, 8, 17))),
     "fgsm": Row(_BALLS, succeeds=0.3),
     "bim": Row(_BALLS),
     "least-likely": Row(_BALLS, succeeds=0.7),
     "pgd": Row((*_BALLS, {"radius": 0.4, "restarts": 3, "loss": "dlr"}, {"radius": 0.4, "early_stop": False})),
+    "deepfool": Row(({}, {"norm": "linf"})),
+    "superdeepfool": Row(({}, {"norm": "linf"}, {"classes": 1})),
+    "ddn": Row(({"steps": 30},)),
+    "fmn": Row(({"steps": 30}, {"steps": 30, "norm": "linf"})),
+    "cw": Row(({"searches": 3, "steps": 30, "rate": 0.1},)),
+    "bp": Row(({"steps": 20},)),
+    "hopskipjump": Row(({"queries": 300}, {"queries": 300, "norm": "linf", "parallel": 3})),
+    "geoda": Row(({"queries": 200}, {"queries": 200, "norm": "linf"})),
+    "surfree": Row(({"queries": 150}, {"queries": 150, "shaped": False, "angles": 3})),
+    "square": Row(tuple({**ball, "queries": 200} for ball in _BALLS), succeeds=0.7),
+    "estimated-pgd": Row(({**_BALLS[0], "noise": "signs"}, _BALLS[1]), succeeds=0.7),
+    "one-pixel": Row(({"queries": 200, "population": 20}, {"queries": 200, "radius": 3}), succeeds=0.1),
 }
 
 

@@ -70,7 +70,7 @@ def test_an_image_that_is_already_fooled_stays_as_it_is(name, settings):
     if found.minimal and "untargeted" in found.goals:
         result = found(case.target(found.access), case.images, case.goal("untargeted"))
         assert torch.equal(result[-1], case.images[-1])
-        assert not torch.equal(result[0], case.images[0])
+        assert not ROWS[name].succeeds or not torch.equal(result[0], case.images[0])
 
 
 @every_variant
