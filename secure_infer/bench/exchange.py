@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from secure_infer.wire import api
 from secure_infer.wire.http import AsyncHttp
 
 
-async def seconds(message: bytes, reply: bytes, count: int) -> list[float]:
-    """Seconds of so many exchanges, one after another, through the client that requests go through.
-
-    Args:
-        message: What is sent.
-        reply: What comes back.
-        count: How many exchanges.
-    """
-    with _responder(reply) as url:
-        reach = await AsyncHttp.open([url], "any")
-        try:
-            return [(await reach.infer([message], "")).wall_s for _ in range(count)]
-        finally:
-            await reach.close()
-
-
-@contextmanager
-def _responder(reply: bytes) -> Iterator[str]:
-    """Address of a server that reads requests and gives all of them this reply at once."""
+@asynccontextmanager
+async def responder(reply: bytes) -> AsyncIterator[AsyncHttp]:
+    """A connection to a server that reads whatever it is asked to infer, and gives this reply at once."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -50,8 +34,10 @@ def _responder(reply: bytes) -> Iterator[str]:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
+        reach = await AsyncHttp.open([f"http://127.0.0.1:{server.server_port}"], "any")
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield reach
         finally:
+            await reach.close()
             server.shutdown()
             thread.join()

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count, pairwise
+from itertools import count, cycle, islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +33,7 @@ from secure_infer.wire.transport import Answer
 
 CASE = "serve"
 MODEL, PROTOCOL = "digits-cnn-poly", "ckks"
-CLIENTS, KEYS, REQUESTS, ROUNDS, BARE, LIGHT = 50, 8, 1000, 4, 50, 40
+CLIENTS, KEYS, REQUESTS, ROUNDS, BARE, LIGHT = 50, 8, 1000, 3, 32, 24
 """Clients, with so many distinct key sets between them (keys take longer to make than anything else here); requests,
 and rounds of them; requests to the bare workers before, between and after the rounds; requests of one client alone."""
 _HOT_BYTES, _WORKER_BYTES = 2 << 30, 8 << 30
@@ -62,6 +62,7 @@ class Served:
         cpu_s: Seconds of CPU in all rounds, by process.
         memory: Bytes of all server processes, over all rounds.
         light: Requests of one client alone, after the rounds.
+        exchanges: Seconds that their bytes take where nothing is done with them.
     """
 
     bare: list[float] = field(default_factory=list)
@@ -70,6 +71,7 @@ class Served:
     cpu_s: Counter[str] = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)
     light: list[Answered] = field(default_factory=list)
+    exchanges: list[float] = field(default_factory=list)
 
 
 def run(n: int | None = None, progress: Progress = silent, clients: int = CLIENTS, keys: int = KEYS) -> Record:
@@ -91,9 +93,6 @@ def run(n: int | None = None, progress: Progress = silent, clients: int = CLIENT
         load = Workload.prepare(MODEL, PROTOCOL, folder, clients, keys, n or REQUESTS, progress)
         with Server(load.bundle, folder / "store", clients, workers, queue=2 * clients) as server:
             served = asyncio.run(_serve(load, server, clients, workers, progress))
-    outcome = _outcome(load, served, progress)
-    reply = next(each.answer.replies[0] for each in served.answered if each.answer)
-    floor = asyncio.run(exchange.seconds(load.asks[0].job.message, reply, LIGHT))
     return {
         **facts(CASE, PROTOCOL, begun),
         "model": MODEL,
@@ -102,10 +101,9 @@ def run(n: int | None = None, progress: Progress = silent, clients: int = CLIENT
         "clients": clients,
         "distinct_keys": len(load.keys),
         "message_bytes": len(load.asks[0].job.message),
-        "reply_bytes": len(reply),
         "evaluation_key_bytes": len(load.of_client(0).evaluation),
-        **outcome,
-        "light": {**_overhead(served.light), "exchange_s": percentiles(floor)},
+        **_outcome(load, served, progress),
+        "light": {**_overhead(served.light), "exchange_s": percentiles(served.exchanges)},
         "memory": _memory(served.memory),
     }
 
@@ -113,19 +111,43 @@ def run(n: int | None = None, progress: Progress = silent, clients: int = CLIENT
 async def _serve(load: Workload, server: Server, clients: int, workers: int, tell: Progress) -> Served:
     """Rounds of requests, with the bare workers in between; and then a few by one client alone."""
     served = Served()
-    async with _bare_workers(load, workers) as bare, _reaches(server, clients) as reaches:
-        for i in told("uploads", range(clients), tell):
-            await reaches[i].upload(load.of_client(i).evaluation)
-        warm = load.asks[:clients]
-        await _spread(warm, reaches, _counter("requests to warm up", len(warm), tell))
-        served.bare.append(await _rate(bare, load.asks[:BARE]))
-        answered = _counter("requests", len(load.asks), tell)
-        for asks in _parts(load.asks, ROUNDS):
-            await _round(served, server, asks, reaches, answered)
+    async with _reaches(server, clients) as reaches:
+        uploads = asyncio.create_task(_upload(load, reaches, tell))
+        async with _bare_workers(load, workers) as bare:
+            await uploads
+            await _warm_up(load, reaches, workers)
             served.bare.append(await _rate(bare, load.asks[:BARE]))
-        alone = load.asks[::clients][:LIGHT]
-        served.light = [await _ask(reaches[0], ask) for ask in told("requests of one client", alone, tell)]
+            answered = _counter("requests", len(load.asks), tell)
+            for asks in _parts(load.asks, ROUNDS):
+                await _round(served, server, asks, reaches, answered)
+                served.bare.append(await _rate(bare, load.asks[:BARE]))
+            await _alone(served, bare, load.asks[::clients], reaches[0], tell)
     return served
+
+
+async def _upload(load: Workload, reaches: Sequence[AsyncHttp], tell: Progress) -> None:
+    for i in told("uploads", range(len(reaches)), tell):
+        await reaches[i].upload(load.of_client(i).evaluation)
+
+
+async def _warm_up(load: Workload, reaches: Sequence[AsyncHttp], workers: int) -> None:
+    """Have every worker open all keys: of as many requests at once for one key set, each worker gets one."""
+    for ask, reach in zip(load.asks[: len(load.keys)], reaches, strict=False):
+        await asyncio.gather(*(_ask(reach, ask) for _ in range(workers)))
+
+
+async def _alone(
+    served: Served, bare: Sequence[Channel], asks: Sequence[Ask], reach: AsyncHttp, tell: Progress
+) -> None:
+    """Requests of one client alone, and as many exchanges of the same bytes where nothing is done with them.
+
+    A worker evaluates something before each of these, too, as that leaves little of the clients' code in the caches.
+    """
+    async with exchange.responder(next(each.answer.replies[0] for each in served.answered if each.answer)) as floor:
+        for ask in told("requests of one client", list(islice(cycle(asks), LIGHT)), tell):
+            served.light.append(await _ask(reach, ask))
+            await _feed(bare[0], iter([ask]))
+            served.exchanges.append((await floor.infer([ask.job.message], "")).wall_s)
 
 
 async def _round(
@@ -264,6 +286,7 @@ def _memory(samples: Sequence[int]) -> dict[str, Any]:
     second, last = samples[quarter : 2 * quarter] or samples, samples[-quarter:]
     return {
         "samples": len(samples),
+        "bytes": list(samples),
         "first_bytes": samples[0],
         "max_bytes": max(samples),
         "last_bytes": samples[-1],

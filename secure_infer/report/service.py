@@ -34,8 +34,10 @@ def _load(record: Record) -> str:
         f"{record['workers']} workers: {record['lost']} lost, {record['wrong']} wrong, "
         f"{record['requests_per_s']:.1f} a second, {share(record['throughput_ratio'])} of what the bare workers do; "
         f"latency p50 {seconds(latency['p50'])}, p95 {seconds(latency['p95'])}, p99 {seconds(latency['p99'])}. "
-        f"One client alone: HTTP and transfer add {seconds(light['overhead_s']['p50'])} to "
-        f"{seconds(light['run_s'])}. Memory of all processes at most {size(memory['max_bytes'])}, "
+        f"One client alone: HTTP adds {seconds(light['overhead_s']['p50'])} to {seconds(light['run_s'])}, of which "
+        f"{seconds(light['exchange_s']['p50'])} are what the same bytes take to and from a server that does nothing. "
+        f"Of the server's CPU, {share(record['evaluation_share'])} goes into evaluation. "
+        f"Memory of all processes at most {size(memory['max_bytes'])}, "
         f"{100 * memory['growth']:+.1f} % from the second to the last quarter."
     )
 

@@ -40,7 +40,7 @@ _TEXTS = {
     429: "A budget is spent, or the queue is full; see Retry-After.",
     500: "A defect.",
     503: "A worker failed, or the server is not ready.",
-    507: "No room.",
+    507: "No room, within the quotas or on the disk.",
 }
 _OCTETS = {api.OCTETS: {"schema": {"type": "string", "format": "binary"}}}
 _BODY = {"requestBody": {"required": True, "content": _OCTETS}}
@@ -70,11 +70,13 @@ _RANGE = _header("Content-Range", r"^bytes \d{1,15}-\d{1,15}/\d{1,15}$", "The pa
 _KEYS = _header(api.EVALUATION_KEYS, "^[0-9a-f]{64}$", "SHA-256 of uploaded keys, where the protocol has such.")
 _ONCE = _header(api.IDEMPOTENCY_KEY, "^[0-9a-f]{32}$", "Drawn for a request, and kept through its retries.")
 
-MODELS = _route({200: _json("The models.")}, (401, 403, 500), **_SECURED)
+MODELS = _route({200: _json("The models.")}, (401, 403, 500, 507), **_SECURED)
 HALF = _route(
-    {200: _bytes("The public half."), 304: {"description": "The client has it."}}, (401, 403, 404, 422, 500), **_SECURED
+    {200: _bytes("The public half."), 304: {"description": "The client has it."}},
+    (401, 403, 404, 422, 500, 507),
+    **_SECURED,
 )
-HEAD = _route({200: {"description": "How much is held."}}, (401, 403, 404, 422, 500), **_SECURED)
+HEAD = _route({200: {"description": "How much is held."}}, (401, 403, 404, 422, 500, 507), **_SECURED)
 PUT = _route(
     {200: {"description": "Held already."}, 201: {"description": "Whole."}, 202: {"description": "More is to come."}},
     (400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 507),
@@ -82,10 +84,10 @@ PUT = _route(
     **_BODY,
     **_SECURED,
 )
-DELETE = _route({204: {"description": "Dropped."}}, (401, 403, 404, 422, 500), **_SECURED) | {"status_code": 204}
+DELETE = _route({204: {"description": "Dropped."}}, (401, 403, 404, 422, 500, 507), **_SECURED) | {"status_code": 204}
 INFER = _route(
     {200: _bytes("The reply, still encrypted.")},
-    (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503),
+    (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507),
     parameters=[_KEYS, _ONCE],
     **_BODY,
     **_SECURED,

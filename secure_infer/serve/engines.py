@@ -22,10 +22,12 @@ _WRITERS, _SERVERS = 0x73690001, 0x7369
 """Numbers of PostgreSQL's advisory locks: the one of all writers, and the space of those of the servers."""
 
 
-def disk_full() -> LimitExceeded:
-    """The error for a disk that is full, or a file that may grow no more (507)."""
-    problem = Problem("store", "Nothing was kept.", "try again later; the server's owner has to make room.")
-    return LimitExceeded("The server's disk is full.", [problem], retry_after=60.0)
+class DiskFull(LimitExceeded):
+    """The disk is full, or a file may grow no more; to a client it is a limit like others, but for its status (507)."""
+
+    def __init__(self) -> None:
+        problem = Problem("store", "Nothing was kept.", "try again later; the server's owner has to make room.")
+        super().__init__("The server's disk is full.", [problem], retry_after=60.0)
 
 
 class Engine(Protocol):
@@ -103,7 +105,7 @@ class Sqlite:
         """By SQLite's primary result code."""
         match (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF:
             case sqlite3.SQLITE_FULL:
-                return disk_full()
+                return DiskFull()
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 return ProtocolError(
                     "The store is busy.", [Problem("store", "Another process is writing to it.", "try again.")]
@@ -164,7 +166,7 @@ class Postgres:
     def explain(self, error: Any) -> SecureInferError | None:
         """By PostgreSQL's class of conditions."""
         if isinstance(error, self._psycopg.errors.DiskFull):
-            return disk_full()
+            return DiskFull()
         if isinstance(error, self._psycopg.OperationalError):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             problem = Problem("database", f"PostgreSQL: {reason}", "see whether it runs, and where; then try again.")

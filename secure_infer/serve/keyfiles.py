@@ -20,7 +20,7 @@ from typing import Any
 
 from secure_infer import files
 from secure_infer.errors import LimitExceeded, Problem, ProtocolError, SecureInferError, UsageError
-from secure_infer.serve.engines import disk_full
+from secure_infer.serve.engines import DiskFull
 
 _WHOLE, _PART = re.compile(r"([0-9a-f]{64})\.key"), re.compile(r"([0-9a-f]{64})\.([0-9]{1,15})\.part")
 
@@ -233,6 +233,6 @@ def _sync(folder: Path) -> None:
 def unwritable(error: OSError) -> SecureInferError:
     """What it means to a client that the disk takes no more."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return disk_full()
+        return DiskFull()
     problem = Problem("store", f"{error.strerror or type(error).__name__}.", "try again later, or tell its owner.")
     return ProtocolError("The server can't write to its disk.", [problem])

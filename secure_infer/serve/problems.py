@@ -22,11 +22,12 @@ from secure_infer.errors import (
     SecureInferError,
     UsageError,
 )
+from secure_infer.serve.engines import DiskFull
 from secure_infer.wire import api
 
 log = logging.getLogger(__name__)
 
-TOO_LARGE, TIMEOUT, UNAUTHORIZED, DEFECT = 413, 408, 401, 500
+TOO_LARGE, TIMEOUT, UNAUTHORIZED, DEFECT, FULL = 413, 408, 401, 500, 507
 
 
 class Refused(Exception):
@@ -45,6 +46,8 @@ class Refused(Exception):
 
 def status_of(error: SecureInferError) -> int:
     """The HTTP status that an error stands for."""
+    if isinstance(error, DiskFull):
+        return FULL
     return next((status for kind, status in api.STATUS.items() if isinstance(error, kind)), DEFECT)
 
 

@@ -23,7 +23,7 @@ from secure_infer.serve.audit import Event
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.inference import CONFLICT, Recorded
 from secure_infer.serve.inference import Request as Inference
-from secure_infer.serve.problems import Refused
+from secure_infer.serve.problems import FULL, Refused
 from secure_infer.wire import api
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the keys.")]
 Name = Annotated[str, Path(max_length=100, description="Name of a model.")]
 _WRITE, _SHORT = 1 << 20, 256 << 10
-_FULL, _ABSENT, _UNAVAILABLE, _GONE = 507, 404, 503, 499
+_ABSENT, _UNAVAILABLE, _GONE = 404, 503, 499
 _STRANGERS = 60
 """Refusals a minute of those without a valid token that are recorded: else they could fill the disk."""
 
@@ -172,7 +172,7 @@ class Routes:
             raise Refused(error, CONFLICT, _held(*held)) from error
         except LimitExceeded as error:
             # One that goes away is another connection, and not the disk.
-            raise Refused(error, _FULL) if error.retry_after is None else error from error
+            raise Refused(error, FULL) if error.retry_after is None else error from error
         if upload is None:
             return part.total
         try:
@@ -180,7 +180,7 @@ class Routes:
             async for block in source:
                 offset = await asyncio.to_thread(upload.write, block)
         except LimitExceeded as error:
-            raise Refused(error, _FULL) from error
+            raise Refused(error, FULL) from error
         finally:
             await asyncio.to_thread(upload.close)
         return offset

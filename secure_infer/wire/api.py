@@ -59,8 +59,9 @@ STATUS: Mapping[type[SecureInferError], int] = {
 
 def problem(error: SecureInferError, status: int, instance: str = "") -> dict[str, Any]:
     """An error as a problem document: type, title, status, instance, and our list of problems with their fixes."""
+    kind = next((kind for kind in type(error).__mro__ if kind in STATUS), type(error))
     document: dict[str, Any] = {
-        "type": URN + type(error).__name__,
+        "type": URN + kind.__name__,
         "title": error.summary,
         "status": status,
         "problems": [{"where": p.where, "what": p.what, "fix": p.fix} for p in error.problems],

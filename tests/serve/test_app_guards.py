@@ -16,7 +16,8 @@ from secure_infer.backends.clear import pack_integers
 from secure_infer.errors import LimitExceeded
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.guards import Guards, Memory
-from tests.serve.service import Service, inputs, make_bundle, serving
+from secure_infer.wire import api
+from tests.serve.service import Service, inputs, make_bundle, problem, request_id, serving
 
 GUARDS = Guards(connections=8, head_bytes=4096, head_s=0.4, idle_s=0.4, rate=1000, write_s=0.5, body_bytes=1 << 20)
 
@@ -231,3 +232,24 @@ def test_nothing_is_left_behind(service: Service) -> None:
     assert not service.front.inferences._pending
     with httpx2.Client(base_url=service.url) as http:
         assert http.get("/healthz").status_code == 200
+
+
+def test_a_disk_that_is_full_at_a_request_is_507_and_the_request_may_come_again(tmp_path: Path) -> None:
+    compiled = make_bundle(tmp_path, "clear")
+    message = pack_integers(compiled.interface.quantize(inputs()))
+
+    def most_pages(count: int) -> None:
+        with found.state._database.transaction() as transaction:
+            transaction.one(f"PRAGMA max_page_count = {count}")
+
+    with serving(tmp_path) as found, found.client() as http:
+        most_pages(1)  # not below what there is
+        for _ in range(100):
+            headers = {api.IDEMPOTENCY_KEY: request_id()}
+            reply = http.post("/v1/models/clear/infer", content=message, headers=headers)
+            if reply.status_code != 200:
+                break
+        assert (reply.status_code, problem(reply)["type"]) == (507, api.URN + "LimitExceeded")
+        assert int(reply.headers["retry-after"]) > 0
+        most_pages(1 << 20)
+        assert http.post("/v1/models/clear/infer", content=message, headers=headers).status_code == 200
