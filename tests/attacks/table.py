@@ -43,7 +43,7 @@ ROWS: dict[str, Row] = {
     "superdeepfool": Row(({}, {"norm": "linf"}, {"classes": 1})),
     "ddn": Row(({"steps": 30},)),
     "fmn": Row(({"steps": 30}, {"steps": 30, "norm": "linf"})),
-    "cw": Row(({"searches": 3, "steps": 30, "rate": 0.1},)),
+    "cw": Row(({"searches": 3, "steps": 40, "rate": 0.1, "weight": 1.0},)),
     "bp": Row(({"steps": 20},)),
     "hopskipjump": Row(({"queries": 300}, {"queries": 300, "norm": "linf", "parallel": 3})),
     "geoda": Row(({"queries": 200}, {"queries": 200, "norm": "linf"})),

@@ -1,0 +1,56 @@
+"""DDN: the direction of the gradient and the length of the disturbance are adapted apart from each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secure_infer.attacks.base import Access, Norm, Target
+from secure_infer.attacks.goal import Goal
+from secure_infer.attacks.losses import LOSSES, LossName, loss_of, scores_of
+from secure_infer.attacks.minimal import Closest, MinimalAttack, annealed, direction, fallback
+from secure_infer.attacks.norms import per_image, unit
+from secure_infer.attacks.settings import require_settings
+
+
+@dataclass(frozen=True)
+class DDN(MinimalAttack):
+    """Decoupled direction and norm (Rony et al. 2019): the ball shrinks after a success and grows after a failure.
+
+    Attributes:
+        steps: Gradients for each image.
+        start: First radius, in units of the inputs.
+        factor: By which share the radius changes in a step, between 0 and 1.
+        loss: "cross-entropy", "margin" or "dlr".
+    """
+
+    name: ClassVar[str] = "ddn"
+    access: ClassVar[Access] = Access.WHITE_BOX
+    norms: ClassVar[frozenset[Norm]] = frozenset({"l2"})
+    goals: ClassVar[frozenset[str]] = frozenset({"untargeted", "targeted", "confidence"})
+
+    steps: int = 100
+    start: float = 1.0
+    factor: float = 0.05
+    loss: LossName = "cross-entropy"
+
+    def __post_init__(self) -> None:
+        require_settings(self, "steps", "start", "factor", loss=LOSSES)
+
+    def _search(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
+        closest, otherwise, loss = Closest(images, "l2"), fallback(images, generator), loss_of(self.loss, goal)
+        radius = images.new_full((len(images),), self.start)
+        x = images
+        for step in range(self.steps):
+            logits, gradient = target.differentiate(x, loss)
+            success = goal.reached(logits)
+            closest.offer(x, success)
+            radius = radius * torch.where(success, 1 - self.factor, 1 + self.factor)
+            length = annealed(step, self.steps, 1.0, 0.01)
+            delta = unit(x - images + length * direction(gradient, otherwise))
+            x = target.bounds.clamp(images + per_image(radius, images) * delta)
+        closest.offer(x, goal.reached(scores_of(target, x)))
+        return closest.found

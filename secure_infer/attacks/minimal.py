@@ -1,0 +1,83 @@
+"""What searches for the least disturbance share: fooled images stay as they are, the closest success is kept."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secure_infer.attacks.base import Attack, Norm, Target
+from secure_infer.attacks.goal import Goal
+from secure_infer.attacks.losses import scores_of
+from secure_infer.attacks.norms import per_image, size, unit
+
+
+class MinimalAttack(Attack):
+    """An attack with scores that searches only for the images that do not reach the goal by themselves."""
+
+    minimal: ClassVar[bool] = True
+
+    def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
+        todo = ~goal.reached(scores_of(target, images))
+        result = images.clone()
+        if bool(todo.any()):
+            result[todo] = self._search(target, images[todo], goal.select(todo), generator)
+        return result
+
+    @abc.abstractmethod
+    def _search(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
+        """The closest success for each of images that are no success; the image itself where none is found."""
+
+
+class Closest:
+    """The smallest successful disturbance of each image so far.
+
+    Args:
+        images: The originals, `(n, *shape)`.
+        norm: In which they are compared.
+
+    Attributes:
+        found: The images themselves until a success is offered, `(n, *shape)`.
+        distance: Sizes of the disturbances; infinite without a success, `(n,)`.
+    """
+
+    def __init__(self, images: Tensor, norm: Norm) -> None:
+        self._images, self._norm = images, norm
+        self.found = images.clone()
+        self.distance = torch.full((len(images),), torch.inf, device=images.device, dtype=images.dtype)
+
+    def offer(self, x: Tensor, success: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Keep those of `x` that succeed and are closer than what is known.
+
+        Args:
+            x: Shape `(m, *shape)`.
+            success: Which of them reach the goal, `(m,)`.
+            rows: Which images they belong to, each at most once, `(m,)`; None for all in order.
+
+        Returns:
+            Their distances, `(m,)`.
+        """
+        images, known = (self._images, self.distance) if rows is None else (self._images[rows], self.distance[rows])
+        distance = size(x - images, self._norm)
+        better = success & (distance < known)
+        kept = better if rows is None else rows[better]
+        self.found[kept], self.distance[kept] = x[better], distance[better]
+        return distance
+
+
+def fallback(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A random direction of length 1 for each image, for where a gradient vanishes."""
+    return unit(torch.empty_like(images).normal_(generator=generator))
+
+
+def direction(gradient: Tensor, otherwise: Tensor) -> Tensor:
+    """The gradient divided by its Euclidean size, or `otherwise` where it is zero."""
+    return torch.where(per_image(size(gradient, "l2") == 0, gradient), otherwise, unit(gradient))
+
+
+def annealed(step: int, steps: int, first: float, last: float) -> float:
+    """A setting that falls along half a cosine from its first to its last value."""
+    return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
