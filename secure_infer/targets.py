@@ -57,6 +57,8 @@ class Interpreted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, *input shape)` to logits `(n, classes)`."""
+        if not len(x):
+            return x.new_zeros(0, *self.graph.output_type.shape)
         units = self.graph.quantize(x.detach().cpu().numpy())
         return torch.from_numpy(self.graph.dequantize(self._evaluate(self.graph, units))).to(x)
 
@@ -75,6 +77,8 @@ class Simulated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, *input shape)` to logits `(n, classes)`."""
+        if not len(x):
+            return x.new_zeros(0, *self._compiled.interface.output.shape)
         self._seed += 1
         return torch.from_numpy(self._compiled.predict(x.detach().cpu().numpy(), "simulate", seed=self._seed)).to(x)
 
@@ -110,6 +114,8 @@ class Executed(Target):
         self._client = client
 
     def _answer(self, x: Tensor) -> Answer:
+        if not len(x):
+            return answer(x.new_zeros(0, self.classes), self.access)
         prediction = self._client.infer(x.detach().cpu().numpy())
         self.meter.sent += prediction.bytes["input"]
         self.meter.received += prediction.bytes["output"]

@@ -1,0 +1,98 @@
+"""Evasion by access: stolen weights, scores, labels, or a stand-in; success is judged on the deployed model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secure_infer.attacks import Access, Goal, Target, attack
+from secure_infer.attacks.evaluate import Outcome, evaluate
+from secure_infer.bench.threats.cells import Cell, Deployment, Settings, median_of
+from secure_infer.targets import Subject
+
+_FOOLED = "images misclassified within the radius"
+
+
+def white_box(deployment: Deployment, settings: Settings) -> Cell:
+    """Disturb images on an own copy of the weights by their gradients, then send each to the deployed model once."""
+    images, labels = deployment.right(settings.n)
+    copy = deployment.own_copy()
+    within = _pgd(copy, images, labels, deployment.radius, settings.seed)
+    least = evaluate(copy, attack("ddn")(), images, Goal(labels), settings.seed)
+    details = {"attack": "pgd", "norm": "l2", "radius": deployment.radius, "least_by": "ddn", "on": copy.name}
+    details["median_least_l2"] = median_of(least.distortion.l2[~least.already])
+    return _delivered(deployment, settings, images, within, labels, "WHITE_BOX", details)
+
+
+def transfer(deployment: Deployment, settings: Settings, surrogate: Subject) -> Cell:
+    """Disturb images on another network for the same task, then send each to the deployed model once."""
+    images, labels = deployment.right(settings.n)
+    stand_in = surrogate.target(surrogate.form)
+    within = _pgd(stand_in, images, labels, deployment.radius, settings.seed)
+    details = {"attack": "pgd", "norm": "l2", "radius": deployment.radius, "on": stand_in.name}
+    return _delivered(deployment, settings, images, within, labels, "NONE (one query to deliver)", details)
+
+
+def by_scores(deployment: Deployment, settings: Settings) -> Cell:
+    """Square attack by the scores that the client decrypts."""
+    chosen = attack("square")(norm="l2", radius=deployment.radius, queries=settings.queries)  # type: ignore[call-arg]
+    return _asked(deployment, settings, chosen, Access.LOGITS)
+
+
+def by_labels(deployment: Deployment, settings: Settings) -> Cell:
+    """SurFree by the labels alone."""
+    chosen = attack("surfree")(queries=settings.queries)  # type: ignore[call-arg]
+    return _asked(deployment, settings, chosen, Access.LABEL)
+
+
+def _asked(deployment: Deployment, settings: Settings, chosen: object, access: Access) -> Cell:
+    images, labels = deployment.right(settings.n_queries)
+    target = deployment.deployed(access, settings.seed)
+    outcome: Outcome = evaluate(target, chosen, images, Goal(labels), settings.seed)  # type: ignore[arg-type]
+    fooled = outcome.reached & ~outcome.already & (outcome.distortion.l2 <= deployment.radius * (1 + 1e-6))
+    summary = outcome.as_dict()
+    details = {"attack": outcome.attack, "norm": "l2", "radius": deployment.radius, "settings": summary["settings"]}
+    details |= {"median_l2": summary["median"]["l2"], "reached_at_any_distance": int(outcome.reached.sum())}
+    return Cell(
+        _FOOLED,
+        int(fooled.sum()),
+        outcome.attacked,
+        access=access.name,
+        mode="simulated" if deployment.encrypted else "clear",
+        queries=summary["queries_per_image"],
+        seconds=outcome.spent.seconds,
+        details=details,
+    )
+
+
+def _pgd(target: Target, images: Tensor, labels: Tensor, radius: float, seed: int) -> Tensor:
+    # Walking on after the first success leaves a margin, which noise and other weights eat.
+    strong = attack("pgd")(norm="l2", radius=radius, steps=50, early_stop=False, loss="margin")  # type: ignore[call-arg]
+    return strong(target, images, Goal(labels), seed=seed)
+
+
+def _delivered(
+    deployment: Deployment,
+    settings: Settings,
+    images: Tensor,
+    disturbed: Tensor,
+    labels: Tensor,
+    access: str,
+    details: dict[str, object],
+) -> Cell:
+    """Send clean and disturbed images; those that the deployed model gets wrong as they are do not count."""
+    target = deployment.deployed(Access.LABEL, settings.seed)
+    right = target.query(images).labels == labels
+    fooled = (target.query(disturbed).labels != labels) & right
+    details["median_l2"] = median_of(torch.linalg.vector_norm((disturbed - images).flatten(1), dim=1)[fooled])
+    mode = "simulated" if deployment.encrypted else "clear"
+    return Cell(
+        _FOOLED,
+        int(fooled.sum()),
+        int(right.sum()),
+        access=access,
+        mode=mode,
+        queries=1.0,
+        seconds=target.meter.seconds,
+        details=details,
+    )

@@ -1,0 +1,143 @@
+"""What the server sees: can it tell two inputs apart, and can it notice that somebody is attacking?"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from secure_infer import backends
+from secure_infer.attacks import Access, FunctionTarget, Goal, attack
+from secure_infer.attacks.distinguish import Verdict, distinguish, distinguish_messages, leak_bit
+from secure_infer.bench.threats.cells import Cell, Deployment, Settings
+
+_WATCHED = 100
+_FALSE_ALARMS = 0.01
+
+
+def _encrypted(deployment: Deployment, x: npt.NDArray[Any], indices: npt.NDArray[Any]) -> list[tuple[bytes, ...]]:
+    """Fresh messages of one client, one for each index into the images `x`; a message for each party."""
+    compiled = deployment.weights.compiled(deployment.protocol)
+    role = backends.load(deployment.protocol).client(compiled.program.client)
+    keys, units = role.keygen(), compiled.graph.quantize(x)
+    return [role.encrypt(units[index : index + 1], keys) for index in indices]
+
+
+def input_view(deployment: Deployment, settings: Settings) -> Cell:
+    """Tell messages of two known images apart, by their bytes and by how long the server takes.
+
+    The control is the same messages with one bit of the plaintext leaked into one byte: it has to be caught.
+    """
+    pair = _two_classes(deployment)
+    inputs = np.random.default_rng(settings.seed).permutation(np.arange(settings.messages) % 2)
+    if deployment.encrypted:
+        parties = list(zip(*_encrypted(deployment, pair, inputs), strict=True))
+        verdicts = [distinguish_messages(messages, inputs, seed=settings.seed) for messages in parties]
+        leaking = [
+            leak_bit(message, bool(bit), len(message) // 2) for message, bit in zip(parties[0], inputs, strict=True)
+        ]
+        control = distinguish_messages(leaking, inputs, seed=settings.seed).as_dict()
+        details: dict[str, Any] = {"control_one_bit_leaked": control, "times": _times(deployment, pair, settings)}
+    else:
+        messages = [pair[bit].astype(np.float32).tobytes() for bit in inputs]
+        verdicts, details = [distinguish_messages(messages, inputs, seed=settings.seed)], {}
+    worst = max(verdicts, key=lambda verdict: verdict.right)
+    details["parties"] = [verdict.as_dict() for verdict in verdicts]
+    return Cell(
+        "guesses of the input that are right (a coin: one half)",
+        worst.right,
+        worst.n,
+        gain=2 * worst.accuracy - 1 if worst.caught else 0.0,
+        access="the server's own messages",
+        mode="executed" if deployment.encrypted else "clear",
+        queries=settings.messages,
+        per="client",
+        details=details,
+    )
+
+
+def _two_classes(deployment: Deployment) -> npt.NDArray[Any]:
+    """Two held-out images of two classes, `(2, *shape)`."""
+    images, labels = deployment.weights.images, deployment.weights.labels
+    other = int((labels != labels[0]).nonzero()[0])
+    return torch.stack([images[0], images[other]]).numpy()
+
+
+def _times(deployment: Deployment, pair: npt.NDArray[Any], settings: Settings) -> dict[str, Any]:
+    """Tell the two images apart by the server's wall time and the sizes of its replies; requests in random order."""
+    count = max(8, settings.executed)
+    inputs = np.random.default_rng(settings.seed + 1).permutation(np.arange(count) % 2)
+    client = deployment.weights.compiled(deployment.protocol).client()
+    found = [client.infer(pair[bit : bit + 1]) for bit in inputs]
+    features = np.array([[p.wall_s["run"], p.bytes["output"]] for p in found])
+    verdict: Verdict = distinguish(features, inputs, seed=settings.seed)
+    return verdict.as_dict()
+
+
+def query_defense(deployment: Deployment, settings: Settings) -> Cell:
+    """Notice an attack by queries that lie close to earlier ones (Chen, Carlini, Wagner 2019), on what the server gets.
+
+    The threshold is the distance that one benign query in a hundred falls below. In the clear, distances are those of
+    images; under encryption all that there is to compare is bytes.
+    """
+    benign, hostile = _benign(deployment), _hostile(deployment, settings)
+    known, fresh = benign[:_WATCHED], benign[_WATCHED : 2 * _WATCHED]
+    start = time.perf_counter()
+    rows = [_as_seen(deployment, part) for part in (known, fresh, hostile)]
+    first, second, third = rows
+    threshold = float(np.quantile(_nearest(first), _FALSE_ALARMS))
+    flagged, alarms = (int((_nearest(part)[1:] < threshold).sum()) for part in (third, second))
+    n = len(third) - 1
+    return Cell(
+        "attack queries that pass unnoticed",
+        n - flagged,
+        n,
+        access="every message of the client",
+        mode="executed" if deployment.encrypted else "clear",
+        queries=len(hostile),
+        per="client",
+        seconds=time.perf_counter() - start,
+        details={"detector": "distance to the nearest earlier query", "flagged": flagged, "attack": "surfree"}
+        | {"false_alarms": alarms, "n_benign": len(second) - 1},
+    )
+
+
+def _benign(deployment: Deployment) -> Tensor:
+    return deployment.weights.images[-2 * _WATCHED :]
+
+
+def _hostile(deployment: Deployment, settings: Settings) -> Tensor:
+    """The first queries of a label-only attack on one image, as the client sends them."""
+    images, labels = deployment.right(1)
+    copy, asked = deployment.own_copy(), []
+
+    def record(x: Tensor) -> Tensor:
+        asked.append(x)
+        return copy.query(x).labels
+
+    target = FunctionTarget(record, deployment.weights.shape, copy.classes, access=Access.LABEL)
+    attack("surfree")(queries=2 * _WATCHED)(target, images, Goal(labels), seed=settings.seed)  # type: ignore[call-arg]
+    return torch.cat(asked)[-_WATCHED:]
+
+
+def _as_seen(deployment: Deployment, images: Tensor) -> npt.NDArray[np.float32]:
+    """A row a query: pixels in the clear, else the bits of the message to the first party up to a common length."""
+    if not deployment.encrypted:
+        return images.flatten(1).numpy()
+    messages = [parts[0] for parts in _encrypted(deployment, images.numpy(), np.arange(len(images)))]
+    shortest = min(*map(len, messages), 1 << 13)
+    # The end of a message is ciphertext; its head names the model and is the same in all.
+    raw = np.stack([np.frombuffer(message[-shortest:], np.uint8) for message in messages])
+    return np.unpackbits(raw, axis=1).astype(np.float32)
+
+
+def _nearest(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Distance of each query to the nearest earlier one; infinite for the first."""
+    squares = (rows.astype(np.float64) ** 2).sum(1)
+    apart = squares[:, None] + squares - 2 * (rows @ rows.T).astype(np.float64)
+    apart[np.triu_indices(len(rows))] = np.inf
+    return np.asarray(np.sqrt(np.maximum(apart, 0)).min(1))
