@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
-from secure_infer import backends, bundle
+from secure_infer import bundle
 from secure_infer.backends.base import OpenedKeys, SoleServer
-from secure_infer.errors import Problem, ProtocolError, UsageError, missing_extra
-from secure_infer.serve import worker
+from secure_infer.errors import Problem, ProtocolError, missing_extra
+from secure_infer.serve import pool_queue, worker
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.pool_queue import FairQueue, Ticket
 from secure_infer.wire import api
@@ -54,7 +54,7 @@ class Replica:
     """
 
     def __init__(self, halves: Mapping[str, tuple[str, bytes]]) -> None:
-        self._roles = {name: _role(name, protocol, half) for name, (protocol, half) in halves.items()}
+        self._roles = {name: worker.sole_role(name, protocol, half) for name, (protocol, half) in halves.items()}
         self._slots: WeakValueDictionary[str, Slot] = WeakValueDictionary()
 
     async def slot(self, name: str) -> Slot:
@@ -144,17 +144,11 @@ class Cluster:
         """
         if self._handle is None:
             raise ProtocolError("The cluster is closed.", [Problem("server", "It has ended.", "ask again later.")])
-        if job.model not in self._halves:
-            raise UsageError(f"There is no model {job.model!r}.", [Problem("model", "Not served here.", "list them.")])
-        ticket = Ticket(job, asyncio.get_running_loop().create_future())
+        ticket = pool_queue.ticket(job, self._halves)
         self._queue.put(ticket, max(1.0, len(self._queue) / self._workers))
         self._dispatch()
         try:
-            async with asyncio.timeout(job.seconds):
-                return await ticket.answer
-        except TimeoutError as error:
-            problem = Problem("server", f"It was not done within {job.seconds:g} s.", "send it again later.")
-            raise ProtocolError("The request took too long.", [problem]) from error
+            return await ticket.result()
         finally:
             self._queue.discard(ticket)
 
@@ -175,7 +169,7 @@ class Cluster:
         self._handle = None
         for ticket in list(self._queue):
             self._queue.discard(ticket)
-            _settle(ticket, ProtocolError("The cluster is closing."))
+            ticket.settle(ProtocolError("The cluster is closing."))
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -226,16 +220,16 @@ class Cluster:
                 raise api.error_of(head["problem"], head["problem"]["status"])
             times = {name: head[name] for name in ("load_s", "run_s", "cpu_s", "statistics")}
             self._counts["done"] += 1
-            _settle(ticket, Done(reply, started - ticket.since, **times))
+            ticket.settle(Done(reply, started - ticket.since, **times))
         except asyncio.CancelledError:
-            _settle(ticket, ProtocolError("The cluster is closing."))
+            ticket.settle(ProtocolError("The cluster is closing."))
             raise
         except (RayError, RayServeException) as error:
             self._counts["failed"] += 1
-            _settle(ticket, _failed("The request was not answered.", error))
+            ticket.settle(_failed("The request was not answered.", error))
         except Exception as error:
             self._counts["failed"] += 1
-            _settle(ticket, error)
+            ticket.settle(error)
 
     async def _file(self, job: Job) -> Any:
         """Ray's reference of the bytes of the keys, which replicas on other machines can't read from the store."""
@@ -252,26 +246,7 @@ class Cluster:
 
 def _half(name: str, path: Path) -> tuple[str, bytes]:
     _, interface, program = bundle.load(path)
-    if len(program.servers) != 1:
-        problem = Problem(name, f"Its protocol has {len(program.servers)} parties.", "start a front for each party.")
-        raise UsageError(f"{name} can't be served by a cluster of workers.", [problem])
-    return interface.protocol, program.servers[0]
-
-
-def _role(name: str, protocol: str, half: bytes) -> SoleServer:
-    (role,) = backends.load(protocol).servers([half])
-    if not isinstance(role, SoleServer):
-        raise TypeError(f"the backend {protocol} of {name} lacks open() and answer()")
-    return role
-
-
-def _settle(ticket: Ticket, outcome: Done | Exception) -> None:
-    if ticket.answer.done():
-        return
-    if isinstance(outcome, Done):
-        ticket.answer.set_result(outcome)
-    else:
-        ticket.answer.set_exception(outcome)
+    return interface.protocol, worker.sole_half(name, program)
 
 
 def _failed(summary: str, error: Exception) -> ProtocolError:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from secure_infer.errors import Problem, ProtocolError, SecureInferError, UsageError
+from secure_infer.errors import Problem, ProtocolError, SecureInferError
+from secure_infer.serve import pool_queue
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.pool_queue import FairQueue, Ticket
 from secure_infer.serve.processes import Channel, Template
@@ -109,18 +110,11 @@ class Pool:
         """
         if not self._open:
             raise _closing()
-        if job.model not in self._models:
-            raise UsageError(
-                f"There is no model {job.model!r}.", [Problem("model", "It is not served here.", "list the models.")]
-            )
-        ticket = Ticket(job, asyncio.get_running_loop().create_future())
+        ticket = pool_queue.ticket(job, self._models)
         self._queue.put(ticket, self._wait_s())
         self._dispatch()
         try:
-            async with asyncio.timeout(job.seconds):
-                return await ticket.answer
-        except TimeoutError as error:
-            raise _late(job) from error
+            return await ticket.result()
         finally:
             self._withdraw(ticket)
 
@@ -152,7 +146,7 @@ class Pool:
         """End all workers; jobs under way are answered by a ProtocolError."""
         self._open = False
         for ticket in self._unfinished():
-            _settle(ticket, _closing())
+            ticket.settle(_closing())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -202,12 +196,12 @@ class Pool:
             return
         if "problem" in head:
             self._counts["failed"] += 1
-            _settle(ticket, api.error_of(head["problem"], head["problem"]["status"]))
+            ticket.settle(api.error_of(head["problem"], head["problem"]["status"]))
         else:
             self._counts["done"] += 1
             self._mean_s += 0.1 * (head["load_s"] + head["run_s"] - self._mean_s)
             times = {name: head[name] for name in ("load_s", "run_s", "cpu_s", "statistics")}
-            _settle(ticket, Done(reply, queue_s=ticket.started - ticket.since, **times))
+            ticket.settle(Done(reply, queue_s=ticket.started - ticket.since, **times))
         self._dispatch()
 
     def _lose(self, seat: Seat) -> None:
@@ -221,7 +215,7 @@ class Pool:
         if ticket is not None and not ticket.answer.done():
             self._counts["failed"] += 1
             _LOG.warning("Worker %d ended while it ran a request; it is replaced.", seat.number)
-            _settle(ticket, _died())
+            ticket.settle(_died())
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Forget a job that is answered or that nobody waits for any more: then its worker is killed, if it has one."""
@@ -248,25 +242,9 @@ def resident_bytes(pid: int) -> int:
     return 0
 
 
-def _settle(ticket: Ticket, outcome: Done | SecureInferError) -> None:
-    if ticket.answer.done():
-        return
-    if isinstance(outcome, Done):
-        ticket.answer.set_result(outcome)
-    else:
-        ticket.answer.set_exception(outcome)
-
-
 def _closing() -> ProtocolError:
     return ProtocolError(
         "The server is closing.", [Problem("server", "It takes no more requests.", "send the request again later.")]
-    )
-
-
-def _late(job: Job) -> ProtocolError:
-    return ProtocolError(
-        "The request took too long.",
-        [Problem("server", f"It was not done within {job.seconds:g} s.", "send it again later, or with fewer inputs.")],
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from secure_infer.errors import LimitExceeded, Problem
+from secure_infer.errors import LimitExceeded, Problem, ProtocolError, UsageError
 from secure_infer.serve.base import Done, Job
 
 PASSES = 4
@@ -33,6 +33,42 @@ class Ticket:
     since: float = field(default_factory=time.monotonic)
     passes: int = 0
     started: float = 0.0
+
+    def settle(self, outcome: Done | Exception) -> None:
+        """Answer; once it is answered, this does nothing."""
+        if self.answer.done():
+            return
+        if isinstance(outcome, Done):
+            self.answer.set_result(outcome)
+        else:
+            self.answer.set_exception(outcome)
+
+    async def result(self) -> Done:
+        """The answer, if it comes within the job's time.
+
+        Raises:
+            ProtocolError: It did not.
+            SecureInferError: What the answer is instead.
+        """
+        try:
+            async with asyncio.timeout(self.job.seconds):
+                return await self.answer
+        except TimeoutError as error:
+            what = f"It was not done within {self.job.seconds:g} s."
+            problem = Problem("server", what, "send it again later, or with fewer inputs.")
+            raise ProtocolError("The request took too long.", [problem]) from error
+
+
+def ticket(job: Job, models: Collection[str]) -> Ticket:
+    """A ticket for a job.
+
+    Raises:
+        UsageError: There is no such model.
+    """
+    if job.model not in models:
+        problem = Problem("model", "It is not served here.", "list the models.")
+        raise UsageError(f"There is no model {job.model!r}.", [problem])
+    return Ticket(job, asyncio.get_running_loop().create_future())
 
 
 class FairQueue:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from secure_infer import backends, bundle
+from secure_infer import bundle
 from secure_infer.backends.base import SoleServer
 from secure_infer.errors import Problem, ProtocolError, SecureInferError, UsageError
 from secure_infer.serve import worker
@@ -244,15 +244,7 @@ def _fork(control: socket.socket, file: int, others: list[int], serve: Callable[
 def _role(name: str, file: int) -> SoleServer:
     """The one server party of a bundle, from an open file: neither a deletion nor a newer version changes it."""
     _, interface, program = bundle.load(Path(f"/proc/self/fd/{file}"))
-    if len(program.servers) != 1:
-        raise UsageError(
-            f"{name} can't be served by a pool of workers.",
-            [Problem(name, f"Its protocol has {len(program.servers)} parties.", "start a front for each party.")],
-        )
-    (role,) = backends.load(interface.protocol).servers(program.servers)
-    if not isinstance(role, SoleServer):
-        raise TypeError(f"the backend {interface.protocol} lacks open() and answer()")
-    return role
+    return worker.sole_role(name, interface.protocol, worker.sole_half(name, program))
 
 
 def _opened(path: Path) -> int:

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from secure_infer.backends.base import OpenedKeys, SoleServer
-from secure_infer.errors import KeyMismatch, Problem, ProtocolError, SecureInferError
+from secure_infer import backends
+from secure_infer.backends.base import OpenedKeys, Program, SoleServer
+from secure_infer.errors import KeyMismatch, Problem, ProtocolError, SecureInferError, UsageError
 from secure_infer.serve import worker_pipe as pipe
 from secure_infer.wire import api
 
@@ -118,6 +119,26 @@ def answer(
         return {"problem": api.problem(failed, 503), "broken": True}, b""
     times = {"load_s": loaded - start, "run_s": time.perf_counter() - loaded, "cpu_s": time.process_time() - cpu}
     return {**times, "statistics": dict(getattr(role, "statistics", {}))}, reply
+
+
+def sole_half(name: str, program: Program) -> bytes:
+    """The server half of a program that has one server party.
+
+    Raises:
+        UsageError: It has several.
+    """
+    if len(program.servers) != 1:
+        problem = Problem(name, f"Its protocol has {len(program.servers)} parties.", "start a front for each party.")
+        raise UsageError(f"{name} can't be served by workers.", [problem])
+    return program.servers[0]
+
+
+def sole_role(name: str, protocol: str, half: bytes) -> SoleServer:
+    """The party that runs such a half."""
+    (role,) = backends.load(protocol).servers([half])
+    if not isinstance(role, SoleServer):
+        raise TypeError(f"the backend {protocol} of {name} lacks open() and answer()")
+    return role
 
 
 def read_keys(path: str | None) -> bytes:

@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("tenseal")
 pytest.importorskip("uvicorn")
 
-from secure_infer.bench import load
+from secure_infer.bench import append, load
 from secure_infer.bench.service import Ask, Workload
 from secure_infer.errors import DecryptionError
+from secure_infer.report.service import service
 from secure_infer.serve.base import Job
 
 
@@ -39,8 +40,15 @@ def test_a_reply_beyond_the_bound_is_wrong(reply: tuple[float, ...] | None, wron
 
 
 @pytest.mark.full
-def test_a_small_load_is_answered_without_loss() -> None:
-    record = load.run(16, clients=4, keys=2)
+def test_a_small_load_is_answered_without_loss(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    record = load.run(16, lambda *step: told.append(step), clients=4, keys=2)
     assert (record["n"], record["lost"], record["wrong"], record["errors"]) == (16, 0, 0, [])
     assert record["throughput_ratio"] > 0.3 and record["memory"]["max_bytes"] > 1 << 26
-    assert record["light"]["overhead_s"]["p50"] > 0
+    assert record["light"]["overhead_s"]["p50"] > record["light"]["exchange_s"]["p50"] > 0
+    assert 0.5 < record["evaluation_share"] < 1
+    for label in {label for label, _, _ in told}:
+        done = [(done, total) for name, done, total in told if name == label]
+        assert done[0][0] == 0 and done[-1][0] == done[-1][1] and done == sorted(done), label
+    append(tmp_path / "service" / "serve.jsonl", record)
+    assert "16 requests of 4 clients" in service(tmp_path)
