@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +113,9 @@ class Compiled:
         sizes |= {f"server half {party}": len(half) for party, half in enumerate(self.program.servers)}
         sections = {
             "Network": format_graph(self.graph),
-            "Cost of one inference": _table({**cost(self.graph).as_dict(), **self.program.counts}),
+            "Cost of one inference": _table(
+                {**cost(self.graph).as_dict(), **self.program.counts, **_floor(self.program)}
+            ),
             "Parameters": _table(_flat(self.program.parameters)),
             **_tables(self.program.parameters),
             "Bytes": _table(sizes),
@@ -255,6 +258,15 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif not _rows(value):
             found[prefix + name] = value
     return found
+
+
+def _floor(program: Program) -> dict[str, str]:
+    """The least time that the counted operations take on this machine's cores, where the backend has a model of it."""
+    seconds = program.parameters.get("cpu_seconds_estimate")
+    if not seconds:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"floor": f"{seconds / cores:.3g} s: {seconds:.3g} s of CPU for the look-ups alone, on {cores} cores"}
 
 
 def _tables(values: Mapping[str, Any]) -> dict[str, str]:

@@ -56,6 +56,26 @@ def test_thresholds_a_power_of_two_apart_do_not_move(wraps):
         np.testing.assert_array_equal(counted(found, t, 4, wraps), (t >= thresholds).sum(axis=0))
 
 
+def test_a_finer_table_does_not_fall_back_to_one_that_wastes_the_torus():
+    graph = wide(uneven(), 63)
+    x = inputs_for(graph, 300, 1)
+    plans = [plan(graph, x, Options(p_error=0.5, rounding="approximate", keep_bits=keep)) for keep in (6, 7, 8)]
+    assert all(step.plan.factor is not None for planned in plans for step in planned.steps if step.plan is not None)
+
+
+def test_every_entry_of_a_rounded_table_has_two_coefficients():
+    """With one, concrete's simulation ends the process."""
+    graph = wide(Sign())
+    options = {"rounding": "approximate", "keep_bits": 9, "p_error": 0.95}
+    compiled = BACKEND.compile(graph, inputs_for(graph, 300, 1), options)
+    assert all(keys["polynomial_size"] >= 2 << 9 for keys in compiled.parameters["parameter_sets"])
+
+
+def test_the_report_states_the_floor():
+    report = compile(wide(Sign()), np.zeros((1, 24)), "tfhe").report()
+    assert "s of CPU for the look-ups alone" in report
+
+
 @given(graphs(ops=EXACT_OPS | {"Polynomial"}, max_layers=3, max_bits=2))
 @settings(max_examples=40, deadline=None)
 def test_an_exact_plan_without_noise_is_the_network(graph):

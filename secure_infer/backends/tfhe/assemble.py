@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from secure_infer.backends.base import Guarantee, Program
+from secure_infer.backends.tfhe.cost import look_up_seconds
 from secure_infer.backends.tfhe.lookup import Bootstraps, Ladder, LookUp, Split
 from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.plan import Plan, Step
-from secure_infer.backends.tfhe.planner import estimate
-from secure_infer.backends.tfhe.ranges import SIGMAS
+from secure_infer.backends.tfhe.ranges import ROUNDED_SIGMAS, SIGMAS
 from secure_infer.backends.tfhe.security import require_secure
 from secure_infer.graph.graph import Graph
 from secure_infer.wire import frame
@@ -99,10 +99,11 @@ def scheme() -> str:
 def _guarantee(plan: Plan, output: Output, options: Options, look_ups: int) -> Guarantee:
     flips = any(layer["approximate"] for layer in _layers(plan).values())
     trust = []
+    sigmas = ROUNDED_SIGMAS if flips else SIGMAS
     if not output.safe or any(step.plan is not None and step.name not in plan.worst_case for step in plan.steps):
         trust.append(
             "Inputs must resemble the calibration set: an accumulator outside its calibrated range (what was "
-            f"seen, or {SIGMAS:g} standard deviations) gives a wrong result without notice."
+            f"seen, or {sigmas:g} standard deviations) gives a wrong result without notice."
         )
     if flips:
         trust.append(
@@ -137,7 +138,6 @@ def _parameters(
         "rounding": options.rounding,
         "output_bits": output.bits,
         "layers": _layers(plan),
-        "cpu_seconds_estimate": estimate(circuit),
         **costs(circuit.server),
     }
 
@@ -155,6 +155,7 @@ def costs(server: Any) -> dict[str, Any]:
         for p, count in server.programmable_bootstrap_count_per_parameter(name).items()
     ]
     return {
+        "cpu_seconds_estimate": look_up_seconds(server),
         "parameter_sets": sets,
         "complexity": float(server.complexity),
         "bytes": {

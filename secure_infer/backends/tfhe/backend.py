@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,11 @@ from secure_infer.backends.base import Program, Values, require_supported
 from secure_infer.backends.tfhe import ranges
 from secure_infer.backends.tfhe.assemble import Output, assemble
 from secure_infer.backends.tfhe.calibration import review
+from secure_infer.backends.tfhe.cost import look_up_seconds
+from secure_infer.backends.tfhe.lookup import LookUp
 from secure_infer.backends.tfhe.options import HELP, Options, parse
 from secure_infer.backends.tfhe.plan import Plan, plan
-from secure_infer.backends.tfhe.planner import estimate, look_up_failure, search, settled
+from secure_infer.backends.tfhe.planner import look_up_failure, search, settled
 from secure_infer.errors import InvalidInput, ParametersError, Problem
 from secure_infer.graph import OPS
 from secure_infer.graph.graph import Graph
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (([1, 2], [10, 11, 12]), ([], []))
 """GLWE dimensions and logarithms of polynomial sizes to choose from. The first set halves the bootstrapping keys, and
-most often runs faster than the compiler's own choice because they stay in cache; wide look-ups need the second."""
+most often runs faster than the compiler's own choice, which does not count their way from memory; wide look-ups need
+the second."""
+ROUNDED_RESTRICTIONS = (([3], [9]), ([1, 2], [10, 11, 12]), ([], list(range(8, 17))))
+"""The same where look-ups round. The first set has the smallest keys that hold sums of results."""
 
 
 class TfheBackend:
@@ -145,7 +150,7 @@ def _seconds(graph: Graph, calibration: Integers, planned: Plan, options: Option
     from secure_infer.backends.tfhe.roles import discard_files
 
     circuit = _build(graph, calibration, planned, options)[1]
-    seconds = estimate(circuit)
+    seconds = look_up_seconds(circuit.server)
     discard_files(circuit.server)
     return seconds
 
@@ -156,6 +161,16 @@ def _build(graph: Graph, calibration: Integers, planned: Plan, options: Options)
     return output, *_compiled(planned, output, options, calibration[0] - graph.input.low)
 
 
+def _restrictions(planned: Plan) -> Iterable[tuple[list[int], list[int]]]:
+    """What to choose parameters from. An entry of a rounded table needs two coefficients, or simulation aborts."""
+    plans = [step.plan for step in planned.steps]
+    bits = [plan.bits - plan.removed for plan in plans if isinstance(plan, LookUp) and plan.approximate]
+    if not bits:
+        return RESTRICTIONS
+    allowed = [(dims, [size for size in sizes if size > max(bits)]) for dims, sizes in ROUNDED_RESTRICTIONS]
+    return [choice for choice in allowed if choice[1]]
+
+
 def _compiled(planned: Plan, output: Output, options: Options, sample: Integers) -> tuple[Any, dict[str, Any]]:
     """The circuit and its settings under the restriction that suits it best."""
     from secure_infer.backends.tfhe.circuit import emit, trace
@@ -164,7 +179,7 @@ def _compiled(planned: Plan, output: Output, options: Options, sample: Integers)
     wanted = None if options.keys_of is None else specs_of(options.keys_of)
     found: list[tuple[Any, dict[str, Any]]] = []
     failure = ParametersError("No secure parameters were tried.")
-    for dimensions, log_sizes in RESTRICTIONS if wanted is None else [([], [])]:
+    for dimensions, log_sizes in _restrictions(planned) if wanted is None else [([], [])]:
         settings: dict[str, Any] = {
             "p_error": options.p_error,
             "security": options.security,
@@ -181,4 +196,4 @@ def _compiled(planned: Plan, output: Output, options: Options, sample: Integers)
         raise failure
     if wanted is not None:
         require_keys(found[0][0], wanted)
-    return min(found, key=lambda candidate: estimate(candidate[0]))
+    return min(found, key=lambda candidate: look_up_seconds(candidate[0].server))

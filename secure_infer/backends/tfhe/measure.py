@@ -20,8 +20,8 @@ Kind = tuple[int, int, str]
 def look_up_seconds(program: Program) -> dict[str, float]:
     """Mean seconds of CPU of one look-up over the kinds in `program`, weighted by their number.
 
-    Each kind runs on `ELEMENTS` freshly encrypted integers of the same width, failure probability and security, with no
-    linear layer before it: what is left over in the whole circuit is the price of its sums and of their noise.
+    Each kind runs under the program's own keys on `ELEMENTS` freshly encrypted integers of the same width, with no
+    linear layer before it: what is left over in the whole circuit is the price of its sums and of reading its input.
     """
     kinds: Counter[Kind] = Counter()
     for layer in program.parameters["layers"].values():
@@ -33,7 +33,8 @@ def look_up_seconds(program: Program) -> dict[str, float]:
         return {}
     from secure_infer.backends.tfhe.roles import SERVER
 
-    settings = frame.unpack(program.servers[0], SERVER).meta["settings"]
+    half = frame.unpack(program.servers[0], SERVER)
+    settings = {**half.meta["settings"], "dimensions": [], "log_sizes": [], "shared": True, "specs": half.parts[1]}
     seconds = look_ups = 0.0
     for kind, elements in kinds.items():
         cost, count = _measure(kind, settings)

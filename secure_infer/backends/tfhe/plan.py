@@ -103,7 +103,8 @@ def plan(graph: Graph, calibration: Integers, options: Options) -> Plan:
         ParametersError: Accumulators that no look-up can hold; all of them are listed and underlined.
     """
     worst = ranges.worst_case(graph)
-    likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst)
+    sigmas = ranges.SIGMAS if options.rounding == "exact" else ranges.ROUNDED_SIGMAS
+    likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst, sigmas)
     planner = _Planner(graph, worst, likely, options, {}).run()
     scales = planner.scales()
     if scales:
@@ -126,9 +127,9 @@ class _Found:
 
 
 def _price(plan: Bootstraps) -> tuple[float, float]:
-    """What is compared first and second between plans of one layer: their cost, then their noise."""
-    if isinstance(plan, LookUp) and plan.factor is not None:
-        return plan.cost, float((2.0**plan.bits / plan.factor).mean())
+    """What is compared first and second between plans of one layer: cost, then width; of rounded ones noise alone."""
+    if isinstance(plan, LookUp) and plan.approximate:
+        return 0.0, float(np.mean(2.0**plan.removed / (1 if plan.factor is None else plan.factor)))
     return plan.cost, float(plan.bits)
 
 

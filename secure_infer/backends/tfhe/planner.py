@@ -33,9 +33,6 @@ MIXED = ((4, 2.0**-10), (5, 2.0**-10), (6, 2.0**-10), (7, 2.0**-10))
 SAMPLES = 512
 """Calibration inputs on which agreement is measured."""
 _GAIN = 0.97
-_SECONDS_PER_OPERATION = 0.3e-9
-_SECONDS_PER_BYTE = 3e-11
-_CACHED = 40e6
 
 
 @dataclass(frozen=True)
@@ -82,17 +79,6 @@ def _rounds(look_up: Bootstraps) -> bool:
     return isinstance(look_up, LookUp) and look_up.approximate
 
 
-def estimate(circuit: Any) -> float:
-    """Seconds of CPU that a circuit takes, roughly.
-
-    concrete's own cost model leaves out that bootstrapping keys which outgrow the cache come from memory for each
-    look-up; both constants are fitted to look-ups on one core of a server of 2023.
-    """
-    keys = max(0.0, float(circuit.size_of_bootstrap_keys) - _CACHED)
-    traffic = float(circuit.programmable_bootstrap_count) * keys * _SECONDS_PER_BYTE
-    return float(circuit.complexity) * _SECONDS_PER_OPERATION + traffic
-
-
 def search(
     graph: Graph, calibration: Integers, options: Options, cost: Callable[[Plan, Options], float]
 ) -> tuple[Options, list[Trial]]:
@@ -115,7 +101,7 @@ class _Search:
     ) -> None:
         self.graph, self.calibration, self.options, self.cost = graph, calibration, options, cost
         self.sample = calibration[:SAMPLES]
-        self.classes = _classes(interpret(graph, self.sample))
+        self.classes = _classes(graph, interpret(graph, self.sample))
         self.trials: list[Trial] = []
 
     def run(self) -> tuple[Options, list[Trial]]:
@@ -161,7 +147,7 @@ class _Search:
         try:
             planned = plan(self.graph, self.calibration, options)
             outputs = evaluate(planned, self.sample, p_error)
-            trial = Trial(bits, p_error, float((_classes(outputs) == self.classes).mean()))
+            trial = Trial(bits, p_error, float((_classes(self.graph, outputs) == self.classes).mean()))
             if 1 - trial.agreement <= self.options.tolerance:
                 trial = replace(trial, seconds=self.cost(planned, options))
         except ParametersError:
@@ -176,9 +162,9 @@ def _rounding(options: Options, bits: Mapping[str, int], p_error: float) -> Opti
     return replace(options, rounding="approximate", keep_bits=dict(bits), p_error=p_error)
 
 
-def _classes(outputs: Integers) -> Integers:
+def _classes(graph: Graph, outputs: Integers) -> Integers:
     """The greatest output's index; of a single output, on which side of zero it lies."""
-    flat = outputs.reshape(len(outputs), -1)
+    flat = graph.dequantize(outputs).reshape(len(outputs), -1)
     return np.asarray(flat.argmax(axis=1) if flat.shape[1] > 1 else flat[:, 0] > 0)
 
 

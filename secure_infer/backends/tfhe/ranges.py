@@ -13,6 +13,9 @@ from secure_infer.graph.types import Integers, TensorType
 
 SIGMAS = 5.0
 """Half-width of a calibrated range in standard deviations: 6e-7 of a normal distribution lies outside."""
+ROUNDED_SIGMAS = 4.0
+"""The same for sums that a rounded look-up reads: 6e-5 lie outside, far fewer than noise moves over a threshold, and a
+narrower range has less noise."""
 FEWEST_SAMPLES = 256
 """Fewer calibration samples say too little about rare values, and worst-case ranges are used."""
 _WIDEST_TABLE = 1 << 16
@@ -35,8 +38,8 @@ def worst_case(graph: Graph) -> dict[str, Range]:
     return ranges
 
 
-def calibrated(graph: Graph, x: Integers, worst: dict[str, Range]) -> dict[str, Range]:
-    """Ranges seen on the calibration inputs, widened to `SIGMAS` standard deviations about each element's mean.
+def calibrated(graph: Graph, x: Integers, worst: dict[str, Range], sigmas: float = SIGMAS) -> dict[str, Range]:
+    """Ranges seen on the calibration inputs, widened to `sigmas` standard deviations about each element's mean.
 
     An accumulator is a sum of many terms and close to normal, so the widening covers new inputs of the same kind. An
     element that hardly moved in the sample is granted the tensor's root mean square deviation. Two inputs join the
@@ -46,19 +49,23 @@ def calibrated(graph: Graph, x: Integers, worst: dict[str, Range]) -> dict[str, 
         graph: The network.
         x: Calibration inputs, shape `(n, *input shape)`.
         worst: Ranges from `worst_case`.
+        sigmas: Half-width in standard deviations.
     """
     if len(x) < FEWEST_SAMPLES:
         return worst
     kind = graph.input
     corners = np.stack([np.full(kind.shape, kind.low), np.full(kind.shape, kind.high)])
     seen = trace(graph, np.concatenate([x, corners]))
-    return {INPUT: worst[INPUT], **{node.name: _widen(seen[node.name], worst[node.name]) for node in graph.nodes}}
+    return {
+        INPUT: worst[INPUT],
+        **{node.name: _widen(seen[node.name], worst[node.name], sigmas) for node in graph.nodes},
+    }
 
 
-def _widen(values: Integers, worst: Range) -> Range:
+def _widen(values: Integers, worst: Range, sigmas: float) -> Range:
     deviation = values.std(axis=0)
     typical = np.sqrt(np.mean(np.square(deviation)))
-    mean, reach = values.mean(axis=0), SIGMAS * np.maximum(deviation, typical)
+    mean, reach = values.mean(axis=0), sigmas * np.maximum(deviation, typical)
     low = np.minimum(values.min(axis=0), np.floor(mean - reach).astype(np.int64))
     high = np.maximum(values.max(axis=0), np.ceil(mean + reach).astype(np.int64))
     return Range(np.maximum(low, worst.low), np.minimum(high, worst.high))
