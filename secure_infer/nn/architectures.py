@@ -69,7 +69,7 @@ def quantized_cnn(
             nn.BatchNorm2d(number),
             quant_relu(activation_bits),
         ]
-        depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+        depth, height, width = number, *_sides(height, width, kernel, stride, padding)
     layers.append(nn.Flatten())
     size = depth * height * width
     for number in hidden:
@@ -110,7 +110,7 @@ def integer_cnn(
     ):
         layers.append(IntegerConv2d(depth, number, kernel, bits, noise, stride=stride, padding=padding))
         layers += [ShiftNorm2d(number, span / ((1 << levels) - 1)), Levels(levels)]
-        depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+        depth, height, width = number, *_sides(height, width, kernel, stride, padding)
     return nn.Sequential(*layers, nn.Flatten(), IntegerLinear(depth * height * width, classes, weight_bits[-1]))
 
 
@@ -142,7 +142,7 @@ def sign_network(
     for number, kernel, stride, padding in convolutions:
         layers.append(BalancedConv2d(depth, number, kernel, magnitude, noise, stride=stride, padding=padding))
         layers += [nn.BatchNorm2d(number), Sign()]
-        depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+        depth, height, width = number, *_sides(height, width, kernel, stride, padding)
     size = depth * height * width
     layers.append(nn.Flatten())
     for number in hidden:
@@ -175,7 +175,7 @@ def polynomial_cnn(
         radius: Half-width of the range that activations are meant for.
     """
     depth, *sides = image
-    height, width = ((n + 2 * padding - kernel) // stride + 1 for n in sides)
+    height, width = _sides(*sides, kernel, stride, padding)
     return nn.Sequential(
         nn.Conv2d(depth, channels, kernel, stride=stride, padding=padding, bias=False),
         nn.BatchNorm2d(channels),
@@ -207,7 +207,7 @@ def relu_cnn(
             nn.BatchNorm2d(number),
             nn.ReLU(),
         ]
-        depth, height, width = number, *((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+        depth, height, width = number, *_sides(height, width, kernel, stride, padding)
     layers.append(nn.Flatten())
     size = depth * height * width
     for number in hidden:
@@ -259,6 +259,12 @@ def _linear(inputs: int, outputs: int, bits: int, bias: bool) -> nn.Module:
     from secure_infer.nn.quantizers import quant_linear
 
     return quant_linear(inputs, outputs, bits, bias)
+
+
+def _sides(height: int, width: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """Height and width of a convolution's output."""
+    high, wide = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+    return high, wide
 
 
 def _pixels(bits: int, top: float = 1.0) -> nn.Module:
