@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from secure_infer.attacks.aims import aims, likeliest
 from secure_infer.attacks.base import Access, Norm, Target
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import scores_of
@@ -46,7 +47,8 @@ class DeepFool(MinimalAttack):
 
     def _search(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         closest, rows, x = Closest(images, self.norm), torch.arange(len(images), device=images.device), images
-        classes = likeliest(target, images, goal, self.candidates)
+        wrong = likeliest(target, images, goal, self.candidates)
+        classes = torch.cat([goal.labels[:, None], wrong], 1)
         for _ in range(self.steps):
             logits, margin, normal = _nearest_boundary(target, x, goal, classes, self.norm)
             closest.offer(x, done := goal.reached(logits), rows)
@@ -96,15 +98,13 @@ class SuperDeepFool(MinimalAttack):
         require_settings(self, "steps", "classes", "overshoot")
 
     def _search(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
-        if goal.kind == "untargeted" and self.classes > 1:
-            wrong = likeliest(target, images, goal, self.classes)[:, 1:]
-            times = wrong.shape[1]
-            copies = images.repeat(times, *(1,) * (images.ndim - 1))
-            sides = Goal(goal.labels.repeat(times), wrong.T.flatten())
-            closest = self._follow(target, copies, sides)
-            best = closest.distance.view(times, -1).argmin(0) * len(images)
-            return closest.found[best + torch.arange(len(images), device=images.device)]
-        return self._follow(target, images, goal).found
+        sides = aims(target, images, goal, self.classes)
+        copies = images.repeat(len(sides), *(1,) * (images.ndim - 1))
+        targets = [side.targets for side in sides if side.targets is not None]
+        aim = replace(goal.repeat(len(sides)), targets=torch.cat(targets) if targets else None)
+        closest = self._follow(target, copies, aim)
+        best = closest.distance.view(len(sides), -1).argmin(0) * len(images)
+        return closest.found[best + torch.arange(len(images), device=images.device)]
 
     def _follow(self, target: Target, images: Tensor, goal: Goal) -> Closest:
         closest, x = Closest(images, self.norm), images
@@ -120,12 +120,6 @@ class SuperDeepFool(MinimalAttack):
             x = target.bounds.clamp(origin + per_image(length, x) * step)
         closest.offer(x, goal.reached(scores_of(target, x)))
         return closest
-
-
-def likeliest(target: Target, images: Tensor, goal: Goal, number: int) -> Tensor:
-    """The true class, then the likeliest wrong ones, of each image. `(n, 1 + number)`, or fewer if there are fewer."""
-    scores = scores_of(target, images).scatter(1, goal.labels[:, None], torch.inf)
-    return scores.topk(min(number + 1, target.classes), 1).indices
 
 
 def _nearest_boundary(

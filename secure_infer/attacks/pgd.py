@@ -11,7 +11,8 @@ from torch import Tensor
 from secure_infer.attacks.base import Access, Attack, Norm, Target
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import LOSSES, LossName, loss_of, scores_of
-from secure_infer.attacks.norms import random_disturbance, steepest, within
+from secure_infer.attacks.norms import steepest, within
+from secure_infer.attacks.restarts import Outcome, RestartedAttack, select
 from secure_infer.attacks.settings import require_settings
 
 _GOALS = frozenset({"untargeted", "targeted", "confidence"})
@@ -45,7 +46,7 @@ class FGSM(Attack):
 
 
 @dataclass(frozen=True)
-class PGD(Attack):
+class PGD(RestartedAttack):
     """Projected gradient descent (Madry et al. 2018); restarts run as one batch, and a fooled image leaves it.
 
     Attributes:
@@ -63,7 +64,6 @@ class PGD(Attack):
     access: ClassVar[Access] = Access.WHITE_BOX
     norms: ClassVar[frozenset[Norm]] = _NORMS
     goals: ClassVar[frozenset[str]] = _GOALS
-    minimal: ClassVar[bool] = False
 
     radius: float = 8 / 255
     norm: Norm = "linf"
@@ -77,53 +77,50 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         require_settings(self, "radius", "steps", "step", "restarts", loss=LOSSES)
 
-    def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
-        copies = images.repeat(self.restarts, *(1,) * (images.ndim - 1))
-        x = copies
-        if self.random_start:
-            x = target.bounds.clamp(x + random_disturbance(x, self.norm, self.radius, generator))
-        found, success = self._walk(target, copies, x, goal.repeat(self.restarts))
-        # The first success of each image, else its last restart.
-        success = success.view(self.restarts, -1)
-        chosen = torch.where(success.any(0), success.to(torch.uint8).argmax(0), self.restarts - 1)
-        return found[chosen * len(images) + torch.arange(len(images), device=images.device)]
+    @property
+    def length(self) -> float:
+        """Length of a step."""
+        return self.step or 2.5 * self.radius / self.steps
 
-    def _walk(self, target: Target, images: Tensor, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-        """Where each copy ends, and whether that succeeds."""
-        count = len(images) // self.restarts
-        found, success = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        live = torch.arange(len(x), device=x.device)
-        length = self.step or 2.5 * self.radius / self.steps
+    def _walk(self, target: Target, images: Tensor, x: Tensor, goal: Goal, aim: Goal, outcome: Outcome) -> None:
+        walk = _Walk(torch.arange(len(x), device=x.device), images, x, goal, aim)
         for _ in range(self.steps):
-            logits, gradient = target.differentiate(x, loss_of(self.loss, goal))
+            logits, gradient = target.differentiate(walk.x, loss_of(self.loss, walk.aim))
             if self.early_stop:
-                done = goal.reached(logits)
-                found[live], success[live] = x, done
-                fooled = success.view(self.restarts, count).any(0)
-                keep = ~fooled[live % count]
-                live, images, x, gradient = live[keep], images[keep], x[keep], gradient[keep]
-                goal = goal.select(keep)
-                if not len(live):
-                    return found, success
-            x = within(x + length * steepest(gradient, self.norm), images, self.norm, self.radius, target.bounds)
-        found[live] = x
-        success[live] = goal.reached(scores_of(target, x)) if self.restarts > 1 else False
-        return found, success
+                keep = outcome.settle(walk.rows, walk.x, walk.goal.reached(logits))
+                walk, gradient = select(walk, keep), gradient[keep]
+                if not len(walk.rows):
+                    return
+            ahead = walk.x + self.length * steepest(gradient, self.norm)
+            walk.x = within(ahead, walk.images, self.norm, self.radius, target.bounds)
+        success = walk.goal.reached(scores_of(target, walk.x)) if self.restarts > 1 else torch.zeros_like(walk.rows) > 0
+        outcome.settle(walk.rows, walk.x, success)
+
+
+@dataclass
+class _Walk:
+    """The copies that are still walking: their numbers, originals, places and goals."""
+
+    rows: Tensor
+    images: Tensor
+    x: Tensor
+    goal: Goal
+    aim: Goal
 
 
 @dataclass(frozen=True)
 class BIM(PGD):
-    """Basic iterative method (Kurakin, Goodfellow, Bengio 2017): steps from the image itself, radius / steps long."""
+    """Basic iterative method (Kurakin, Goodfellow, Bengio 2017): steps of radius / steps from the image itself."""
 
     name: ClassVar[str] = "bim"
 
     steps: int = 10
     random_start: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.step is None:
-            object.__setattr__(self, "step", self.radius / self.steps)
+    @property
+    def length(self) -> float:
+        """Length of a step."""
+        return self.step or self.radius / self.steps
 
 
 @dataclass(frozen=True)
@@ -135,4 +132,4 @@ class LeastLikely(BIM):
 
     def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         scores = scores_of(target, images).scatter(1, goal.labels[:, None], torch.inf)
-        return super()._run(target, images, replace(goal, targets=scores.argmin(1)), generator)
+        return self._attempt(target, images, goal, replace(goal, targets=scores.argmin(1)), generator)

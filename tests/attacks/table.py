@@ -39,6 +39,10 @@ ROWS: dict[str, Row] = {
     "bim": Row(_BALLS),
     "least-likely": Row(_BALLS, succeeds=0.7),
     "pgd": Row((*_BALLS, {"radius": 0.4, "restarts": 3, "loss": "dlr"}, {"radius": 0.4, "early_stop": False})),
+    "apgd": Row((*_BALLS, {"radius": 0.4, "restarts": 2, "loss": "dlr", "steps": 20})),
+    "apgd-t": Row(({"radius": 0.4, "steps": 20},)),
+    "autoattack": Row(({"radius": 0.4, "steps": 20, "queries": 50}, {"radius": 2.0, "norm": "l2", "steps": 20})),
+    "fab": Row(({"steps": 20}, {"steps": 20, "norm": "l2"})),
     "deepfool": Row(({}, {"norm": "linf"})),
     "superdeepfool": Row(({}, {"norm": "linf"}, {"classes": 1})),
     "ddn": Row(({"steps": 30},)),
@@ -50,7 +54,7 @@ ROWS: dict[str, Row] = {
     "surfree": Row(({"queries": 150}, {"queries": 150, "shaped": False, "angles": 3})),
     "square": Row(tuple({**ball, "queries": 200} for ball in _BALLS), succeeds=0.7),
     "estimated-pgd": Row(({**_BALLS[0], "noise": "signs"}, _BALLS[1]), succeeds=0.7),
-    "one-pixel": Row(({"queries": 200, "population": 20}, {"queries": 200, "radius": 3}), succeeds=0.1),
+    "one-pixel": Row(({"queries": 200, "population": 20}, {"queries": 200, "radius": 3}), succeeds=0.0),
 }
 
 
