@@ -67,7 +67,7 @@ class Ring:
     def center(self, x: Exact) -> Exact:
         """Residues of least magnitude."""
         x = x % self.modulus
-        return np.where(x > self.modulus // 2, x - self.modulus, x)
+        return np.asarray(np.where(x > self.modulus // 2, x - self.modulus, x))
 
     def roots(self) -> list[int]:
         """All elements of order exactly 2N, where polynomials are evaluated."""
@@ -114,7 +114,7 @@ class ToyCkks:
 
     def keygen(self, rng: np.random.Generator) -> Exact:
         """Coefficients of a secret in {-1, 0, 1}, shape `(N,)`."""
-        return rng.integers(-1, 2, self.degree).astype(object)
+        return np.asarray(rng.integers(-1, 2, self.degree), dtype=object)
 
     def encrypt(self, slots: Complex, secret: Exact, rng: np.random.Generator) -> tuple[Exact, Exact]:
         """Values of `(b, a)` with `b = m + e - a s`; slots of shape `(N / 2,)` and magnitude about 1."""
@@ -133,7 +133,7 @@ class ToyCkks:
         """Coefficients whose values at the complex roots are the scaled slots, rounded to integers."""
         matrix = self._embedding()
         back = 2 / self.degree * np.real(np.conj(matrix).T @ slots)
-        return np.rint(back * 2.0**self.scale_bits).astype(np.int64).astype(object)
+        return np.asarray(np.rint(back * 2.0**self.scale_bits).astype(np.int64), dtype=object)
 
     def decode(self, coefficients: Exact) -> Complex:
         """Slots, shape `(N / 2,)`."""

@@ -35,7 +35,7 @@ class Verb:
 
 
 _EASY, _STAGES, _MODELS = "Start here", "Stages, each a process of its own", "Models and measurements"
-_SERVICE = "Service"
+_SERVICE, _THREATS = "Service", "Threats"
 
 VERBS: Mapping[str, Verb] = {
     "demo": Verb("demo", "Classify handwritten digits on real ciphertexts under every protocol.", _EASY),
@@ -55,6 +55,10 @@ VERBS: Mapping[str, Verb] = {
     "models": Verb("models", "List the models of the zoo.", _MODELS),
     "train": Verb("train", "Train a model of the zoo by its recipe.", _MODELS),
     "bench": Verb("bench", "Run benchmark cases and keep their records.", _MODELS),
+    "attack": Verb(
+        "attack", "Attack one form of a model: in torch, simulated, on ciphertexts, or on a server.", _THREATS
+    ),
+    "report": Verb("report", "Measure threats under every protocol and form, and write the matrix.", _THREATS),
 }
 
 

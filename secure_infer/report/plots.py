@@ -22,7 +22,7 @@ _BYTES = {
     "input": ("input, an image", _SKY),
     "output": ("output, an image", _GREEN),
 }
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "secure_infer",
     "font.size": 10,
     "axes.spines.top": False,
@@ -64,7 +64,7 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     beside = list(duels(records))
     if beside:
         drawn.append(("peers", lambda axes: _peers(axes, beside), len(beside)))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return [files.write(folder / f"{name}.svg", _svg(draw, rows)) for name, draw, rows in drawn]
 
 

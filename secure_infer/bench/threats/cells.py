@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from secure_infer import compiler, zoo
 from secure_infer.attacks.base import Access, Target
+from secure_infer.attacks.networks import FunctionTarget
 from secure_infer.attacks.statistics import finite, wilson
 from secure_infer.errors import Problem, UsageError
 from secure_infer.targets import FORMS, Agreement, Subject, agreement, subject
 
 PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
+_REPEATS, _NOISY = 5, 1e-3
 RADII: Mapping[str, float] = {"digits": 1.0, "mnist": 2.0, "fashion-mnist": 1.0}
 """Euclidean distance within which a disturbed image counts, by data set; pixels are in [0, 1]."""
 
@@ -31,6 +34,7 @@ class Settings:
         stolen: Label queries of an extraction.
         executed: Images sent through real ciphertexts, to hold the simulation against.
         messages: Messages that the server's view is judged by.
+        timed: Requests whose times it is judged by.
         keys: Fresh keys that are attacked.
         seed: Of everything drawn.
     """
@@ -38,9 +42,10 @@ class Settings:
     n: int = 100
     n_queries: int = 20
     queries: int = 500
-    stolen: int = 2400
+    stolen: int = 1600
     executed: int = 20
     messages: int = 120
+    timed: int = 24
     keys: int = 5
     seed: int = 0
 
@@ -48,7 +53,7 @@ class Settings:
         problems = [
             Problem(name, f"{value}.", f"give {least} or more.")
             for name, value in asdict(self).items()
-            if value < (least := {"messages": 100, "queries": 20, "stolen": 200, "seed": 0}.get(name, 1))
+            if value < (least := {"messages": 100, "timed": 16, "queries": 20, "stolen": 200, "seed": 0}.get(name, 1))
         ]
         if problems:
             raise UsageError("So little can't be measured.", problems)
@@ -130,10 +135,26 @@ class Deployment:
         """The model as whoever has stolen its weights runs it: exact values, straight-through or stand-in gradients."""
         return self.weights.target(self.form)
 
-    def deployed(self, access: Access, seed: int = 0) -> Target:
-        """The model as a client meets it: the protocol's errors drawn where there is one."""
+    def deployed(self, access: Access, seed: int = 0, times: int = 1) -> Target:
+        """The model as a client meets it: the protocol's errors drawn where there is one.
+
+        Args:
+            access: What the client shows to whoever attacks.
+            seed: Of the errors.
+            times: Ask so often and take the mean, which the meter counts as one query.
+        """
         kind = "simulated" if self.encrypted else self.form
-        return self.weights.target(kind, self.protocol, access=access, seed=seed)
+        if times == 1:
+            return self.weights.target(kind, self.protocol, access=access, seed=seed)
+        once = self.weights.target(kind, self.protocol, access=Access.LOGITS, seed=seed)
+        mean = partial(_mean, once, times)
+        return FunctionTarget(mean, self.weights.shape, once.classes, name=once.name, access=access)
+
+    @property
+    def repeats(self) -> int:
+        """How often whoever attacks asks the same, to average the protocol's errors out."""
+        failure = self.weights.compiled(self.protocol).guarantee.failure_probability if self.encrypted else None
+        return _REPEATS if failure and failure > _NOISY else 1
 
     def agrees(self, images: Tensor, seed: int) -> tuple[Agreement, Target]:
         """How far the simulation speaks for real ciphertexts on these images, and the executed target."""
@@ -186,6 +207,11 @@ def _deployment(dataset: str, protocol: str, form: str, weights: Subject | None)
         why = problems[0].what if problems else f"The recipe of {weights.name} is not made for {protocol}."
         return without(why)
     return Deployment(dataset, protocol, form, weights)
+
+
+def _mean(target: Target, times: int, x: Tensor) -> Tensor:
+    answers = [target.query(x).scores for _ in range(times)]
+    return torch.stack([scores for scores in answers if scores is not None]).mean(0)
 
 
 Threat = Callable[[Deployment, Settings], Cell]

@@ -33,7 +33,7 @@ def overflow(deployment: Deployment, settings: Settings) -> Cell:
     kinds, seconds = _sent(compiled, compiled.graph.quantize(images.numpy()))
     n = sum(sum(found.values()) for factor, found in kinds.items() if factor > 1)
     silent = sum(found["wrong"] for factor, found in kinds.items() if factor > 1)
-    details = {"by_factor": {str(factor): found for factor, found in kinds.items()}}
+    details: dict[str, Any] = {"by_factor": {str(factor): found for factor, found in kinds.items()}}
     details |= {"honest_client_refuses": _refused(compiled, images.numpy()), "server_seconds": seconds}
     return Cell(
         "out-of-range inputs answered wrongly in silence, where the client skips its check",

@@ -7,9 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from secure_infer.attacks.key_recovery import ToyCkks, curve
-from secure_infer.bench.threats import ckks_range, evasion, view
+from secure_infer.bench.threats import ckks_range, evasion, extraction, view
 from secure_infer.bench.threats.cells import Cell, Deployment, Settings, Threat
 from secure_infer.targets import Subject
+
+NAMES = (
+    "evasion-white-box",
+    "evasion-scores",
+    "evasion-labels",
+    "evasion-transfer",
+    "extraction",
+    "query-defense",
+    "input-view",
+    "key-recovery",
+    "overflow",
+)
+"""Every threat, in the order of the rows."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,9 @@ def rows(surrogate: Subject) -> Mapping[str, Row]:
         "evasion-scores": Row("Evasion by scores", "a client that sees scores (Square)", evasion.by_scores),
         "evasion-labels": Row("Evasion by labels", "a client that sees labels (SurFree)", evasion.by_labels),
         "evasion-transfer": Row("Evasion by transfer", f"gradients of {surrogate.name}; one query delivers", transfer),
+        "extraction": Row(
+            "Extraction", "a client that trains a substitute on the labels it is told", extraction.substitute
+        ),
         "query-defense": Row(
             "Attack unnoticed by the server", "the server compares each query with earlier ones", view.query_defense
         ),

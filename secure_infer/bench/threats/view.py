@@ -37,9 +37,9 @@ def input_view(deployment: Deployment, settings: Settings) -> Cell:
     if deployment.encrypted:
         parties = list(zip(*_encrypted(deployment, pair, inputs), strict=True))
         verdicts = [distinguish_messages(messages, inputs, seed=settings.seed) for messages in parties]
-        leaking = [
-            leak_bit(message, bool(bit), len(message) // 2) for message, bit in zip(parties[0], inputs, strict=True)
-        ]
+        # One and the same byte of all messages, whose lengths may differ by a few.
+        place = min(map(len, parties[0])) // 2
+        leaking = [leak_bit(message, bool(bit), place) for message, bit in zip(parties[0], inputs, strict=True)]
         control = distinguish_messages(leaking, inputs, seed=settings.seed).as_dict()
         details: dict[str, Any] = {"control_one_bit_leaked": control, "times": _times(deployment, pair, settings)}
     else:
@@ -64,13 +64,12 @@ def _two_classes(deployment: Deployment) -> npt.NDArray[Any]:
     """Two held-out images of two classes, `(2, *shape)`."""
     images, labels = deployment.weights.images, deployment.weights.labels
     other = int((labels != labels[0]).nonzero()[0])
-    return torch.stack([images[0], images[other]]).numpy()
+    return np.asarray(torch.stack([images[0], images[other]]))
 
 
 def _times(deployment: Deployment, pair: npt.NDArray[Any], settings: Settings) -> dict[str, Any]:
     """Tell the two images apart by the server's wall time and the sizes of its replies; requests in random order."""
-    count = max(8, settings.executed)
-    inputs = np.random.default_rng(settings.seed + 1).permutation(np.arange(count) % 2)
+    inputs = np.random.default_rng(settings.seed + 1).permutation(np.arange(settings.timed) % 2)
     client = deployment.weights.compiled(deployment.protocol).client()
     found = [client.infer(pair[bit : bit + 1]) for bit in inputs]
     features = np.array([[p.wall_s["run"], p.bytes["output"]] for p in found])
@@ -127,7 +126,7 @@ def _hostile(deployment: Deployment, settings: Settings) -> Tensor:
 def _as_seen(deployment: Deployment, images: Tensor) -> npt.NDArray[np.float32]:
     """A row a query: pixels in the clear, else the bits of the message to the first party up to a common length."""
     if not deployment.encrypted:
-        return images.flatten(1).numpy()
+        return np.asarray(images.flatten(1), dtype=np.float32)
     messages = [parts[0] for parts in _encrypted(deployment, images.numpy(), np.arange(len(images)))]
     shortest = min(*map(len, messages), 1 << 13)
     # The end of a message is ciphertext; its head names the model and is the same in all.

@@ -1,0 +1,46 @@
+"""Extraction: a substitute trained on the labels that a client is told."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from secure_infer.attacks import Access
+from secure_infer.attacks.extraction import assess, jacobian_substitute
+from secure_infer.bench.threats.cells import Cell, Deployment, Settings
+
+_SEEDS = 150
+_RADIUS = 0.25
+"""Of the fast gradient sign by which transfer is judged, as in the first study of such substitutes."""
+
+
+def substitute(deployment: Deployment, settings: Settings) -> Cell:
+    """Steal by Jacobian-based augmentation from held-out images, and judge on others that it has not seen."""
+    weights = deployment.weights
+    target = deployment.deployed(Access.LABEL, settings.seed)
+    seeds = weights.images[-min(_SEEDS, settings.stolen) :]
+    images, labels = weights.images[: 2 * settings.n], weights.labels[: 2 * settings.n]
+
+    def make() -> nn.Module:
+        size = math.prod(weights.shape)
+        return nn.Sequential(nn.Flatten(), nn.Linear(size, 100), nn.ReLU(), nn.Linear(100, target.classes))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        stolen = jacobian_substitute(target, seeds, make, queries=settings.stolen, seed=settings.seed)
+    seconds = target.meter.seconds
+    theft = assess(stolen, target, images, labels, _RADIUS, seed=settings.seed)
+    shares = {name: {"share": share, "interval": list(ends)} for name, (share, ends) in theft.shares().items()}
+    return Cell(
+        "held-out images to which the substitute gives the model's class",
+        theft.agrees,
+        theft.n,
+        access=Access.LABEL.name,
+        mode="simulated" if deployment.encrypted else "clear",
+        queries=float(stolen.queries),
+        per="model",
+        seconds=seconds,
+        details={"attack": "Jacobian-based augmentation", "fgsm_radius": _RADIUS, **shares},
+    )

@@ -1,0 +1,195 @@
+"""The threat x protocol matrix out of measured records: what each cell says, and what an attacker would pay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secure_infer import files
+from secure_infer.bench.records import Record
+from secure_infer.errors import Problem, UsageError
+from secure_infer.report.markdown import seconds, share, size, table
+from secure_infer.report.select import headline
+
+SCHEMA = 1
+NAMES = {"clear": "plaintext API", "tfhe": "TFHE", "ckks": "CKKS", "mpc": "MPC"}
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one query of the deployed model costs, and where the figure comes from."""
+
+    seconds: float
+    bytes: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell as people read it.
+
+    Attributes:
+        head: Share and interval, or "not applicable".
+        lines: Further lines: number and mode, access, queries, price.
+        gain: The attacker's gain in [0, 1]; None where nothing applies.
+        why_not: Why the threat does not apply; empty if it does.
+    """
+
+    head: str
+    lines: tuple[str, ...] = ()
+    gain: float | None = None
+    why_not: str = ""
+
+
+def read(path: Path) -> Record:
+    """A record that `secure-infer report` wrote.
+
+    Raises:
+        UsageError: It is absent, no such record, or of a newer schema.
+    """
+    try:
+        document = json.loads(files.read(path))
+        sound = document["schema"] <= SCHEMA and document["dataset"] and document["rows"] and document["columns"]
+        cells = {(cell["threat"], cell["protocol"], cell["form"]) for cell in document["cells"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, f"It is malformed ({error}).") from error
+    if not sound or not cells:
+        raise _unreadable(path, "It is empty, or of a newer version.")
+    found: Record = document
+    return found
+
+
+def _unreadable(path: Path, what: str) -> UsageError:
+    return UsageError(
+        f"{path} is no record of threats.", [Problem(str(path), what, "measure again with `secure-infer report`.")]
+    )
+
+
+def prices(records: Sequence[Record], document: Record) -> dict[tuple[str, str], Price]:
+    """Cost of a query by protocol and form: of the newest benchmark record; else as measured beside the threats.
+
+    Args:
+        records: Benchmark records.
+        document: The record of threats.
+    """
+    stored = {(record["model"], record["protocol"]): record for record in headline(records)}
+    found: dict[tuple[str, str], Price] = {}
+    for column in document["columns"]:
+        key, record = (column["protocol"], column["form"]), stored.get((column.get("model"), column["protocol"]))
+        if record is not None:
+            wall = sum(record["wall_s"][phase] or 0 for phase in ("encrypt", "run", "decrypt"))
+            traffic = sum(record["bytes"][way] or 0 for way in ("input", "output"))
+            found[key] = Price(wall, traffic, f"record {record['case']} of {record['at'][:10]}, {record['n']} images")
+        elif column.get("query"):
+            query = column["query"]
+            found[key] = Price(query["seconds"], query["bytes"], f"this run, {query['n']} images, other work beside")
+    return found
+
+
+def cells(document: Record) -> dict[tuple[str, str, str], Record]:
+    """Cells by threat, protocol and form."""
+    return {(cell["threat"], cell["protocol"], cell["form"]): cell for cell in document["cells"]}
+
+
+def shown(cell: Record | None, price: Price | None) -> Shown:
+    """A cell as people read it."""
+    if cell is None:
+        return Shown("not measured")
+    if "not_applicable" in cell:
+        return Shown("not applicable", why_not=cell["not_applicable"])
+    lines = [f"{cell['successes']} of {cell['n']}, {cell['mode']}", str(cell["access"]).replace("_", " ").lower()]
+    asked = cell["queries"]
+    lines.append(f"{asked:,.0f} {'query' if asked == 1 else 'queries'} / {cell['per']}")
+    if price is not None:
+        lines.append(f"{seconds(asked * price.seconds)}, {size(asked * price.bytes)}")
+    median = cell["details"].get("median_l2")
+    if median is not None:
+        lines.append(f"median L2 {median:.2f}")
+    return Shown(share(cell["rate"], cell["interval"]), tuple(lines), cell["gain"])
+
+
+def columns(document: Record) -> list[tuple[str, str]]:
+    """Protocol and form of every column, in order."""
+    return [(column["protocol"], column["form"]) for column in document["columns"]]
+
+
+def deployed(document: Record) -> list[tuple[str, str]]:
+    """Columns in which something could be deployed."""
+    return [(c["protocol"], c["form"]) for c in document["columns"] if "not_applicable" not in c]
+
+
+def as_markdown(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:
+    """The matrix as one Markdown table a protocol, columns that can't be deployed left out."""
+    known, parts = cells(document), []
+    for protocol, name in NAMES.items():
+        forms = [form for kind, form in deployed(document) if kind == protocol]
+        if not forms:
+            continue
+        rows = [
+            (
+                row["title"],
+                *(_brief(shown(known.get((key, protocol, form)), cost.get((protocol, form)))) for form in forms),
+            )
+            for key, row in document["rows"].items()
+        ]
+        parts.append(f"### {name}\n\n{table(('threat', *forms), rows)}")
+    return "\n\n".join(parts)
+
+
+def _brief(cell: Shown) -> str:
+    return cell.head if cell.gain is None else f"{cell.head}; {'; '.join(cell.lines)}"
+
+
+def agreements(document: Record) -> str:
+    """How far each simulation speaks for real ciphertexts, as a Markdown table; empty if nothing was simulated."""
+    rows = [
+        (
+            NAMES[column["protocol"]],
+            f"`{column['model']}`",
+            f"{agreed['same']} of {agreed['n']}: {share(agreed['same'] / agreed['n'], agreed['interval'])}",
+            f"{agreed['ks']:.3f}",
+            f"{agreed['p_value']:.2f}",
+            f"{agreed['largest']:.2g}",
+        )
+        for column in document["columns"]
+        if (agreed := column.get("agreement"))
+    ]
+    header = ("protocol", "model", "same label, simulated and executed", "KS distance", "p", "largest difference")
+    return table(header, rows, left=2) if rows else ""
+
+
+def why_not(document: Record) -> dict[str, list[str]]:
+    """Every reason why something does not apply, with where it holds."""
+    found: dict[str, list[str]] = {}
+    for column in document["columns"]:
+        if "not_applicable" in column:
+            found.setdefault(column["not_applicable"], []).append(f"{NAMES[column['protocol']]} {column['form']}")
+    for cell in document["cells"]:
+        if "not_applicable" in cell and (cell["protocol"], cell["form"]) in deployed(document):
+            where = f"{document['rows'][cell['threat']]['title']}: {NAMES[cell['protocol']]} {cell['form']}"
+            found.setdefault(cell["not_applicable"], []).append(where)
+    return found
+
+
+def measured_for(document: Record, threat: str) -> list[tuple[str, Record]]:
+    """Cells of a row that hold figures, each with a label of its column."""
+    return [
+        (f"{NAMES[cell['protocol']]} {cell['form']}", cell)
+        for cell in document["cells"]
+        if cell["threat"] == threat and "not_applicable" not in cell
+    ]
+
+
+def circumstances(document: Record) -> list[str]:
+    """Machine, settings, code and versions behind the figures."""
+    machine: Mapping[str, Any] = document["host"]
+    given = ", ".join(f"{name} {value}" for name, value in document["settings"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    return [
+        f"Data: {document['dataset']}; measured {document['at'][:16]}; settings: {given}",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['os']}, Python {machine['python']}",
+        f"Versions: {versions}; commit {(document['commit'] or 'unknown')[:10]}",
+    ]

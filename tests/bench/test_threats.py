@@ -1,0 +1,153 @@
+"""Cells of the matrix are measured: keys of the real CKKS client, overflow, the view of a server; and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import secure_infer as si
+from secure_infer.attacks import Access
+from secure_infer.bench.threats.cells import Cell, Deployment, Settings, deployments
+from secure_infer.bench.threats.ckks_key import RELEASES, Request
+from secure_infer.bench.threats.ckks_range import overflow
+from secure_infer.bench.threats.run import measure
+from secure_infer.cli import app
+from secure_infer.errors import UsageError
+from secure_infer.report import matrix, page
+from secure_infer.targets import subject
+from tests.bench.networks import polynomial_cnn
+from tests.bench.synthetic import record
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SMALL = Settings(n=12, n_queries=2, queries=40, executed=4, messages=100, timed=16, keys=1)
+
+
+@pytest.mark.parametrize(("rounding", "lost"), [(2, [True, True, False]), (0, [True, True, True])])
+def test_the_ckks_key_is_lost_with_a_raw_decryption_and_kept_by_rounding(rounding: int, lost: list[bool]) -> None:
+    x = np.random.default_rng(0).random((20, 1, 6, 6))
+    request = Request.make(si.compile(polynomial_cnn(), x, "ckks", rounding_bits=rounding), x[:1])
+    leaks = [request.leak(release) for release in RELEASES]
+    assert [leak.key for leak in leaks] == lost
+    # With the key, the client's input is read from its message.
+    assert all((leak.input_error is not None and leak.input_error < 1e-3) == leak.key for leak in leaks)
+
+
+@pytest.fixture(scope="module")
+def poly() -> Deployment:
+    return Deployment("digits", "ckks", "polynomial", subject("digits-cnn-poly"))
+
+
+def test_overflow_is_refused_by_both_checks_of_the_client(poly: Deployment) -> None:
+    found = overflow(poly, Settings(keys=1)).as_dict()
+    by_factor = found["details"]["by_factor"]
+    assert by_factor["1"] == {"refused": 0, "wrong": 0, "right": 1}
+    assert by_factor["1024"]["right"] == 0 and found["details"]["honest_client_refuses"]
+    assert found["n"] == len(by_factor) - 1 and 0 <= found["rate"] <= 1
+
+
+def test_columns_say_why_they_can_not_be_deployed() -> None:
+    found = {(c.protocol, c.form): c for c in deployments("digits")}
+    assert len(found) == 16
+    assert all(not found["clear", form].why_not for form in ("float", "quantized", "binarized", "polynomial"))
+    assert "adds and multiplies" in found["ckks", "binarized"].why_not
+    assert "integers" in found["mpc", "float"].why_not
+    with pytest.raises(UsageError, match="no models"):
+        deployments("imagenet")
+
+
+def test_whoever_attacks_a_noisy_protocol_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    column = Deployment("digits", "clear", "binarized", subject("digits-mlp-bnn"))
+    assert column.repeats == 1
+    x = column.weights.images[:5]
+    mean = column.deployed(Access.LOGITS, times=3)
+    torch.testing.assert_close(mean.query(x).scores, column.own_copy().query(x).scores)
+    assert mean.meter.queries == 5
+
+
+def test_a_share_comes_with_its_interval() -> None:
+    found = Cell("m", 3, 4, access="LABEL").as_dict()
+    assert found["rate"] == found["gain"] == 0.75 and found["interval"][0] < 0.75 < found["interval"][1]
+    assert Cell(why_not="no").as_dict() == {"not_applicable": "no"}
+    with pytest.raises(UsageError, match="messages"):
+        Settings(messages=3, n=0)
+
+
+@pytest.fixture(scope="module")
+def document() -> dict:
+    return measure("digits", SMALL, protocols=("clear", "mpc"))
+
+
+def test_every_cell_is_measured_or_says_why_not(document: dict) -> None:
+    cells = matrix.cells(document)
+    assert len(cells) == len(document["rows"]) * 8
+    for cell in cells.values():
+        if "not_applicable" in cell:
+            assert cell["not_applicable"].endswith(".")
+        else:
+            assert cell["interval"][0] <= cell["rate"] <= cell["interval"][1] and cell["n"] > 0 and cell["access"]
+    json.dumps(document, allow_nan=False)
+
+
+def test_encryption_hides_inputs_and_attacks_but_stops_none(document: dict) -> None:
+    cells = matrix.cells(document)
+    for form in ("quantized", "binarized", "polynomial"):
+        clear, shared = (
+            {key: cells[key, protocol, form] for key in ("input-view", "query-defense", "evasion-white-box")}
+            for protocol in ("clear", "mpc")
+        )
+        assert clear["input-view"]["rate"] == 1 and shared["input-view"]["rate"] < 0.75
+        assert shared["input-view"]["details"]["control_one_bit_leaked"]["caught"]
+        assert clear["query-defense"]["rate"] < 0.2 and shared["query-defense"]["rate"] > 0.8
+        assert shared["evasion-white-box"]["rate"] > 0.6
+    agreed = [column["agreement"] for column in document["columns"] if column.get("agreement")]
+    assert len(agreed) == 3 and all(a["same"] == a["n"] == 4 and a["largest"] < 1e-6 for a in agreed)
+
+
+def test_the_page_needs_nothing_else(document: dict, tmp_path: Path) -> None:
+    known = record("mpc", model="digits-mlp-bnn")
+    written = page.write([document], [known], tmp_path)
+    assert [path.name for path in written] == ["index.html", "digits.json", "matrix.md"]
+    text = written[0].read_text()
+    assert not re.search(r"<(script|link|img|iframe)|(src|href)=[\"']http|url\(http", text)
+    assert (
+        text.count("<svg")
+        == len(list((tmp_path / "plots").glob("*.svg")))
+        == len(list((tmp_path / "plots").glob("*.png")))
+    )
+    assert "record made-up" in text and "this run" in text and "not applicable" in text
+    for column in matrix.deployed(document):
+        assert column[1] in text
+    assert "Evasion by labels" in written[2].read_text()
+    assert matrix.read(written[1]) == document
+
+
+def test_the_price_is_that_of_the_record_where_there_is_one(document: dict) -> None:
+    known = record("mpc", model="digits-mlp-bnn")
+    cost = matrix.prices([known], document)
+    wall = known["wall_s"]
+    assert cost["mpc", "binarized"].seconds == pytest.approx(wall["encrypt"] + wall["run"] + wall["decrypt"])
+    assert "this run" in cost["mpc", "quantized"].source and ("clear", "float") not in cost
+
+
+def test_a_page_is_made_again_from_its_record(
+    document: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    words = ["report", "--records", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--json"]
+    assert app.run(words) == 0
+    assert json.loads(capsys.readouterr().out)["matrices"] == [document]
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"schema": 99, "dataset": "d", "rows": {}, "columns": [], "cells": []}']
+)
+def test_what_is_no_record_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UsageError, match="no record"):
+        matrix.read(tmp_path / "a.json")
