@@ -31,7 +31,11 @@ RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (([1, 2], [10, 11, 12]),
 """GLWE dimensions and logarithms of polynomial sizes to choose from. The first set halves the bootstrapping keys, and
 most often runs faster than the compiler's own choice, which does not count their way from memory; wide look-ups need
 the second."""
-ROUNDED_RESTRICTIONS = (([3], [9]), ([1, 2], [10, 11, 12]), ([], list(range(8, 17))))
+ROUNDED_RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (
+    ([3], [9]),
+    ([1, 2], [10, 11, 12]),
+    ([], list(range(8, 17))),
+)
 """The same where look-ups round. The first set has the smallest keys that hold sums of results."""
 
 
