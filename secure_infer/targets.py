@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from secure_infer import backends, compiler
 from secure_infer.attacks.base import Access, Answer, Bounds, Target
 from secure_infer.attacks.networks import NetworkTarget, answer
+from secure_infer.attacks.statistics import wilson
 from secure_infer.errors import InvalidInput, Problem, UsageError
 from secure_infer.graph import Graph, interpret
 from secure_infer.graph.interpret import interpret_real
-from secure_infer.nn.train import Accuracy
 
 if TYPE_CHECKING:
     from secure_infer.client import Client
@@ -289,7 +289,7 @@ def agreement(simulated: Target, executed: Target, images: Tensor, clear: Target
     same = int((found[0].labels == found[1].labels).sum())
     distance, p_value = _ks(drawn - true, real - true, seed)
     largest = float(np.abs(drawn - real).max())
-    return Agreement(len(images), same, Accuracy(same, len(images)).interval, distance, p_value, largest)
+    return Agreement(len(images), same, wilson(same, len(images)), distance, p_value, largest)
 
 
 def _logits(reply: Answer) -> npt.NDArray[np.float64]:

@@ -85,16 +85,16 @@ def test_every_misuse_is_named() -> None:
 def test_real_ciphertexts_are_asked_and_their_bytes_counted(protocol: str) -> None:
     graph = GRAPHS[protocol]()
     rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.random((6, 1, 6, 6), dtype=np.float32))
+    x = torch.from_numpy(rng.random((3, 1, 6, 6), dtype=np.float32))
     compiled = si.compile(graph, rng.random((60, 1, 6, 6)), protocol)
     try:
-        executed = Executed(compiled.client(), budget=8)
+        executed = Executed(compiled.client(), budget=5)
         simulated = FunctionTarget(Simulated(compiled), (1, 6, 6), 4)
         clear = FunctionTarget(Interpreted(graph, exact=protocol != "ckks"), (1, 6, 6), 4)
         found = agreement(simulated, executed, x, clear)
-        assert found.same == found.n == 6 and found.p_value > 0.001
+        assert found.same == found.n == 3 and found.p_value > 0.001
         assert found.largest <= 2 * (compiled.guarantee.error_bound or 0) + 1e-6
-        assert executed.meter.sent > 1000 and executed.meter.received > 500 and executed.meter.queries == 6
+        assert executed.meter.sent > 1000 and executed.meter.received > 500 and executed.meter.queries == 3
         assert executed.query(x[:0]).labels.shape == (0,)
         with pytest.raises(LimitExceeded):
             executed.query(x)

@@ -12,6 +12,8 @@ from secure_infer.cli import console, remote
 from secure_infer.errors import LimitExceeded, Problem, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from secure_infer.attacks import Access, Attack, Goal, Target
     from secure_infer.client import Client
     from secure_infer.targets import Subject
@@ -43,16 +45,22 @@ def attack(
     budget: Annotated[int | None, typer.Option(help="Queries per image.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Other settings.")] = None,
     seed: Annotated[int, typer.Option(help="Of the attack and of simulated errors.")] = 0,
+    executed: Annotated[
+        int, typer.Option(min=1, help="Images of a simulated attack that go through real ciphertexts too.")
+    ] = 5,
     listing: Annotated[bool, typer.Option("--list", help="List the attacks.")] = False,
     json: console.Json = False,
 ) -> None:
     """Attack held-out images, ask the target about what comes back, and report success, distortion and cost.
 
-    A target that shows too little for the attack is "not applicable" (exit code 14).
+    A target that shows too little for the attack is "not applicable" (exit code 14). A simulated result comes with its
+    agreement with real ciphertexts on the same images.
     """
     if listing:
         _list(json)
         return
+    from secure_infer.attacks.evaluate import evaluate
+
     _require(name, model, target, protocol, url, goal, access, budget)
     chosen = _made(name, {"radius": eps, "norm": norm, "steps": steps, "queries": budget}, setting or [])
     subject = _subject(model, data)
@@ -65,8 +73,13 @@ def attack(
     with opened as met:
         # An attack without a setting for it is held to the budget by the target.
         met.meter.budget = n * budget if budget and not hasattr(chosen, "queries") else None
-        outcome = _run(chosen, met, subject, n, goal, confidence, seed, json)
-    (console.emit if json else _show)(outcome)
+        with console.phase(f"{chosen.name} on {n} images of {met.name}", json):
+            outcome = evaluate(met, chosen, subject.images[:n], _goal(subject.labels[:n], goal, confidence, met), seed)
+        found = {"model": subject.name, "form": subject.form, **outcome.as_dict()}
+        if target == "simulated" and not url:
+            with console.phase(f"{executed} images through {protocol}", json):
+                found["agreement"] = _agreement(subject, protocol or "", outcome.images[:executed], seed)
+    (console.emit if json else _show)(found)
 
 
 def _list(as_json: bool) -> None:
@@ -191,31 +204,22 @@ def _served(client: AbstractContextManager[Client], name: str, level: Access | N
         yield Executed(connected, name, Access.LOGITS if level is None else level)
 
 
-def _run(
-    chosen: Attack,
-    target: Target,
-    subject: Subject,
-    n: int,
-    goal: str,
-    confidence: float,
-    seed: int,
-    quiet: bool,
-) -> dict[str, Any]:
-    from secure_infer.attacks.evaluate import evaluate
+def _agreement(subject: Subject, protocol: str, images: Tensor, seed: int) -> dict[str, Any]:
+    """How far the simulation speaks for real ciphertexts on the images that the attack returned."""
+    from secure_infer.attacks import Access
+    from secure_infer.targets import agreement
 
-    images, labels = subject.images[:n], subject.labels[:n]
-    wanted = _goal(labels, goal, confidence, target.classes)
-    with console.phase(f"{chosen.name} on {len(images)} images of {target.name}", quiet):
-        outcome = evaluate(target, chosen, images, wanted, seed)
-    return {"model": subject.name, "form": subject.form, **outcome.as_dict()}
+    exact = subject.target("polynomial" if subject.form == "polynomial" else "quantized")
+    drawn = subject.target("simulated", protocol, access=Access.LOGITS, seed=seed)
+    return agreement(drawn, subject.target("encrypted", protocol), images, exact, seed).as_dict()
 
 
-def _goal(labels: Any, goal: str, confidence: float, classes: int) -> Goal:
+def _goal(labels: Tensor, goal: str, confidence: float, target: Target) -> Goal:
     """A goal for each image; a target class is the one after the true one."""
     from secure_infer.attacks import Goal
 
     if goal == "targeted":
-        return Goal(labels, targets=(labels + 1) % classes)
+        return Goal(labels, targets=(labels + 1) % target.classes)
     return Goal(labels, confidence=confidence if goal == "confidence" else None)
 
 
@@ -237,3 +241,8 @@ def _show(found: Mapping[str, Any]) -> None:
     sent, received = found["bytes"]["sent"], found["bytes"]["received"]
     if sent or received:
         console.say(f"bytes     {console.size(sent)} sent, {console.size(received)} received")
+    if agreed := found.get("agreement"):
+        console.say(
+            f"executed  {agreed['same']} of {agreed['n']} of these images get the same label on real ciphertexts; "
+            f"KS distance of the logits' errors {agreed['ks']:.3f} (p {agreed['p_value']:.2f})"
+        )

@@ -26,6 +26,7 @@ def report(
         typer.Option(help="Models of this data set: digits (default), mnist, fashion-mnist; repeatable."),
     ] = None,
     protocol: Annotated[list[str] | None, typer.Option(help="Only these columns; repeatable.")] = None,
+    form: Annotated[list[str] | None, typer.Option(help="Only these of the columns; repeatable.")] = None,
     threat: Annotated[list[str] | None, typer.Option(help="Only these rows; repeatable.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Images of attacks that ask once.")] = 100,
     n_queries: Annotated[int, typer.Option(min=1, help="Images of attacks that ask often.")] = 10,
@@ -33,7 +34,7 @@ def report(
     executed: Annotated[int, typer.Option(min=1, help="Images through real ciphertexts, beside the simulation.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
     records: Annotated[
-        list[Path] | None, typer.Option(help="Write the page from these records instead of measuring; repeatable.")
+        list[Path] | None, typer.Option(help="Put these records together instead of measuring; repeatable.")
     ] = None,
     json: console.Json = False,
 ) -> None:
@@ -47,10 +48,10 @@ def report(
 
     known = latest(places.results()) if places.results().is_dir() else []
     if records:
-        documents = [matrix.read(path) for path in records]
+        documents = matrix.merged([matrix.read(path) for path in records])
     else:
         settings = {"n": n, "n_queries": n_queries, "queries": queries, "executed": executed, "seed": seed}
-        documents = _measured(models or ["digits"], protocol or [], threat or [], settings, json)
+        documents = _measured(models or ["digits"], (protocol, form, threat), settings, json)
     written = page.write(documents, known, out)
     if json:
         console.emit({"written": [str(path) for path in written], "matrices": documents})
@@ -60,24 +61,29 @@ def report(
 
 
 def _measured(
-    models: list[str], protocols: list[str], threats: list[str], settings: dict[str, int], quiet: bool
+    models: list[str], parts: tuple[list[str] | None, ...], settings: dict[str, int], quiet: bool
 ) -> list[dict[str, Any]]:
     from secure_infer.bench.threats.cells import Settings
     from secure_infer.bench.threats.rows import NAMES
     from secure_infer.bench.threats.run import measure
+    from secure_infer.targets import FORMS
 
+    protocols, forms, threats = (part or [] for part in parts)
+    known = {"--protocol": (protocols, _PROTOCOLS), "--form": (forms, FORMS), "--threat": (threats, NAMES)}
     problems = [
-        Problem(option, f"There is no {word!r}.", f"use one of {', '.join(known)}.")
-        for option, words, known in (("--protocol", protocols, _PROTOCOLS), ("--threat", threats, NAMES))
+        Problem(option, f"There is no {word!r}.", f"use one of {', '.join(names)}.")
+        for option, (words, names) in known.items()
         for word in words
-        if word not in known
+        if word not in names
     ]
     if problems:
         raise UsageError("There is no such part of the matrix.", problems)
     given = Settings(**settings)
     with _progress(quiet) as progress:
         return [
-            measure(name, given, protocols=protocols or _PROTOCOLS, threats=threats, progress=progress)
+            measure(
+                name, given, protocols=protocols or _PROTOCOLS, forms=forms or FORMS, threats=threats, progress=progress
+            )
             for name in models
         ]
 

@@ -62,6 +62,36 @@ def read(path: Path) -> Record:
     return found
 
 
+def merged(documents: Sequence[Record]) -> list[Record]:
+    """One record a data set: columns that were measured apart, put together.
+
+    Raises:
+        UsageError: Parts of one data set with other settings or rows, or the same column twice.
+    """
+    found: dict[str, Record] = {}
+    for part in documents:
+        whole = found.get(part["dataset"])
+        if whole is None:
+            found[part["dataset"]] = {**part, "columns": list(part["columns"]), "cells": list(part["cells"])}
+            continue
+        problems = [
+            Problem(name, f"Differs between the parts of {part['dataset']}.", "measure all parts alike.")
+            for name in ("settings", "rows")
+            if whole[name] != part[name]
+        ]
+        if set(columns(whole)) & set(columns(part)):
+            problems.append(Problem("columns", "Some are in two parts.", "name different records."))
+        if problems:
+            raise UsageError("These records do not fit together.", problems)
+        whole["at"] = max(whole["at"], part["at"])
+        whole["columns"] += part["columns"]
+        whole["cells"] += part["cells"]
+    order = list(NAMES)
+    for whole in found.values():
+        whole["columns"].sort(key=lambda column: order.index(column["protocol"]))
+    return list(found.values())
+
+
 def _unreadable(path: Path, what: str) -> UsageError:
     return UsageError(
         f"{path} is no record of threats.", [Problem(str(path), what, "measure again with `secure-infer report`.")]
@@ -69,7 +99,7 @@ def _unreadable(path: Path, what: str) -> UsageError:
 
 
 def prices(records: Sequence[Record], document: Record) -> dict[tuple[str, str], Price]:
-    """Cost of a query by protocol and form: of the newest benchmark record; else as measured beside the threats.
+    """Cost of an encrypted query by protocol and form: of the newest benchmark record, else as measured here.
 
     Args:
         records: Benchmark records.
@@ -79,6 +109,8 @@ def prices(records: Sequence[Record], document: Record) -> dict[tuple[str, str],
     found: dict[tuple[str, str], Price] = {}
     for column in document["columns"]:
         key, record = (column["protocol"], column["form"]), stored.get((column.get("model"), column["protocol"]))
+        if column["protocol"] == "clear":
+            continue
         if record is not None:
             wall = sum(record["wall_s"][phase] or 0 for phase in ("encrypt", "run", "decrypt"))
             traffic = sum(record["bytes"][way] or 0 for way in ("input", "output"))
@@ -137,6 +169,25 @@ def as_markdown(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:
         ]
         parts.append(f"### {name}\n\n{table(('threat', *forms), rows)}")
     return "\n\n".join(parts)
+
+
+def summary(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:
+    """The README's table: each threat under the first form that each protocol runs."""
+    known, chosen = cells(document), {protocol: form for protocol, form in reversed(deployed(document))}
+    places = [(protocol, chosen[protocol]) for protocol in NAMES if protocol in chosen]
+    rows = []
+    for key, row in document["rows"].items():
+        rows.append((row["title"], *(_priced(known.get((key, *place)), cost.get(place)) for place in places)))
+    header = ("attackers' success", *(f"{NAMES[protocol]}, {form}" for protocol, form in places))
+    facts = "\n".join(f"- {line}" for line in circumstances(document))
+    return f"{table(header, rows)}\n\n{facts}\n\nThe same images through real ciphertexts:\n\n{agreements(document)}"
+
+
+def _priced(cell: Record | None, price: Price | None) -> str:
+    found = shown(cell, price)
+    if cell is None or found.gain is None or price is None or cell["per"] == "client":
+        return found.head
+    return f"{found.head}, {seconds(cell['queries'] * price.seconds)} / {cell['per']}"
 
 
 def _brief(cell: Shown) -> str:

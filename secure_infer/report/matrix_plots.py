@@ -109,7 +109,7 @@ def _priced(document: Record, cost: Mapping[tuple[str, str], Price]) -> list[tup
             continue
         for name, cell in measured_for(document, threat):
             price = cost.get((cell["protocol"], cell["form"]))
-            if price is not None and cell["protocol"] != "clear":
+            if price is not None:
                 found.append(
                     (f"{document['rows'][threat]['title']}, {name}", cell["queries"] * price.seconds, cell["protocol"])
                 )

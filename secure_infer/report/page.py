@@ -86,10 +86,7 @@ def _table(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:
     names = "".join(f"<th>{form}</th>" for _, form in columns)
     rows = []
     for key, row in document["rows"].items():
-        found = (
-            _cell(matrix.shown(known.get((key, *column)), cost.get(column if column[0] != "clear" else ("", ""))))
-            for column in columns
-        )
+        found = (_cell(matrix.shown(known.get((key, *column)), cost.get(column))) for column in columns)
         rows.append(f"<tr><th>{escape(row['title'])}<span>{escape(row['about'])}</span></th>{''.join(found)}</tr>")
     return f"<table><tr><th rowspan='2'>threat</th>{groups}</tr><tr>{names}</tr>{''.join(rows)}</table>"
 

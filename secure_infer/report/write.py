@@ -9,7 +9,7 @@ from secure_infer import files
 from secure_infer.bench import places
 from secure_infer.bench.records import Record, latest
 from secure_infer.errors import Problem, UsageError
-from secure_infer.report import catalogue, tables
+from secure_infer.report import catalogue, matrix, tables
 from secure_infer.report.plots import write_plots
 from secure_infer.report.regions import replace_regions
 from secure_infer.report.service import service
@@ -60,6 +60,7 @@ def regions(records: list[Record], results: Path) -> dict[str, Callable[[], str]
     return {
         "results": lambda: _results_region(records),
         "service": lambda: service(results),
+        "threats": lambda: _threats_region(records, results),
         "zoo": catalogue.models,
         "ops": catalogue.operations,
     }
@@ -90,6 +91,14 @@ def _results_region(records: list[Record]) -> str:
     )
     parts.append("![wall time by phase](benchmarks/plots/latency.svg)")
     return "\n\n".join(parts)
+
+
+def _threats_region(records: list[Record], results: Path) -> str:
+    path = results / "threats" / "digits.json"
+    if not path.is_file():
+        return "No run is on record."
+    document = matrix.read(path)
+    return matrix.summary(document, matrix.prices(records, document))
 
 
 def _own_readme(results: Path) -> Path | None:

@@ -47,8 +47,8 @@ def test_lengths_and_byte_shares_are_caught() -> None:
 def test_times_are_told_apart_where_they_differ() -> None:
     rng = np.random.default_rng(5)
     times = rng.lognormal(0, 0.1, (120, 1))
-    assert not distinguish(times, INPUTS, seed=1).caught
-    assert distinguish(times + 0.3 * INPUTS[:, None], INPUTS, seed=1).caught
+    assert sum(distinguish(times, INPUTS, seed=seed).caught for seed in range(10)) <= 2
+    assert all(distinguish(times + 0.3 * INPUTS[:, None], INPUTS, seed=seed).caught for seed in range(10))
 
 
 def test_constant_features_give_a_coin() -> None:

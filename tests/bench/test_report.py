@@ -82,6 +82,7 @@ def test_only_regions_of_the_readme_change(tmp_path: Path, caplog: pytest.LogCap
     assert "old" not in text
     assert [message for message in caplog.messages if "skipped" in message] == [
         "There is no region service; skipped.",
+        "There is no region threats; skipped.",
         "There is no region zoo; skipped.",
         "There is no region ops; skipped.",
     ]

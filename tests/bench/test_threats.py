@@ -24,7 +24,7 @@ from tests.bench.networks import polynomial_cnn
 from tests.bench.synthetic import record
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SMALL = Settings(n=12, n_queries=2, queries=40, executed=4, messages=100, timed=16, keys=1)
+SMALL = Settings(n=12, n_queries=2, queries=40, stolen=200, executed=4, messages=100, timed=16, keys=1)
 
 
 @pytest.mark.parametrize(("rounding", "lost"), [(2, [True, True, False]), (0, [True, True, True])])
@@ -42,7 +42,8 @@ def poly() -> Deployment:
     return Deployment("digits", "ckks", "polynomial", subject("digits-cnn-poly"))
 
 
-def test_overflow_is_refused_by_both_checks_of_the_client(poly: Deployment) -> None:
+def test_overflow_is_refused_by_both_checks_of_the_client(poly: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secure_infer.bench.threats.ckks_range.FACTORS", (1, 8, 1024))
     found = overflow(poly, Settings(keys=1)).as_dict()
     by_factor = found["details"]["by_factor"]
     assert by_factor["1"] == {"refused": 0, "wrong": 0, "right": 1}
@@ -137,11 +138,25 @@ def test_the_price_is_that_of_the_record_where_there_is_one(document: dict) -> N
 def test_a_page_is_made_again_from_its_record(
     document: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    document = {**document, "rows": {key: document["rows"][key] for key in ("input-view",)}}
     (tmp_path / "a.json").write_text(json.dumps(document))
     words = ["report", "--records", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--json"]
     assert app.run(words) == 0
     assert json.loads(capsys.readouterr().out)["matrices"] == [document]
     assert (tmp_path / "out" / "index.html").is_file()
+
+
+def test_columns_measured_apart_are_put_together(document: dict) -> None:
+    parts = [
+        {**document, **{key: [row for row in document[key] if row["protocol"] == name] for key in ("columns", "cells")}}
+        for name in ("mpc", "clear")
+    ]
+    (whole,) = matrix.merged(parts)
+    assert matrix.columns(whole) == matrix.columns(document) and matrix.cells(whole) == matrix.cells(document)
+    with pytest.raises(UsageError, match="two parts"):
+        matrix.merged([document, parts[0]])
+    with pytest.raises(UsageError, match="Differs"):
+        matrix.merged([parts[0], {**parts[1], "settings": {}}])
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_a_label_attack_on_real_ciphertexts(capsys: pytest.CaptureFixture[str]) 
     assert found["queries"] <= 60 and found["bytes"]["sent"] > 1000
 
 
+def test_a_simulated_result_comes_with_its_agreement(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("attack", "pgd", "--model", "digits-cnn-poly", "--target", "simulated", "--protocol", "ckks", "--n", "4")
+    code, found = document(capsys, *words, "--steps", "3", "--executed", "3")
+    assert code == 0 and found["agreement"]["n"] == 3 and found["agreement"]["same"] >= 2
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -21,7 +21,8 @@ def substitute(deployment: Deployment, settings: Settings) -> Cell:
     weights = deployment.weights
     target = deployment.deployed(Access.LABEL, settings.seed)
     seeds = weights.images[-min(_SEEDS, settings.stolen) :]
-    images, labels = weights.images[: 2 * settings.n], weights.labels[: 2 * settings.n]
+    count = min(2 * settings.n, len(weights.images) - len(seeds))
+    images, labels = weights.images[:count], weights.labels[:count]
 
     def make() -> nn.Module:
         size = math.prod(weights.shape)

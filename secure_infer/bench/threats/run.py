@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from secure_infer.bench.records import Record
 from secure_infer.bench.threats.cells import PROTOCOLS, Deployment, Settings, deployments
 from secure_infer.bench.threats.rows import rows
 from secure_infer.errors import LimitExceeded, NotApplicable
+from secure_infer.targets import FORMS
 
 SCHEMA = 1
 Progress = Callable[[str], None]
@@ -22,6 +24,7 @@ def measure(
     settings: Settings,
     *,
     protocols: Sequence[str] = PROTOCOLS,
+    forms: Sequence[str] = FORMS,
     threats: Sequence[str] = (),
     progress: Progress = lambda _: None,
 ) -> Record:
@@ -31,6 +34,7 @@ def measure(
         dataset: Name of a data set that the zoo has models for.
         settings: How much is measured.
         protocols: Columns to measure.
+        forms: Of these columns, which to measure.
         threats: Rows to measure; all if empty.
         progress: Told what is measured next.
 
@@ -43,6 +47,7 @@ def measure(
     """
     columns = deployments(dataset, protocols)
     surrogate = next(column.subject for column in columns if column.subject is not None)
+    columns = [column for column in columns if column.form in forms]
     chosen = {name: row for name, row in rows(surrogate).items() if not threats or name in threats}
     document: Record = {
         "schema": SCHEMA,
@@ -65,7 +70,9 @@ def measure(
     finally:
         for weights in {id(c.subject): c.subject for c in columns if c.subject is not None}.values():
             weights.close()
-    return document
+    # What is returned is what will be read again: no tuples, and no numbers that JSON lacks.
+    written: Record = json.loads(json.dumps(document, allow_nan=False))
+    return written
 
 
 def _column(column: Deployment, settings: Settings, progress: Progress) -> Record:
