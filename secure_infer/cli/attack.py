@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secure_infer.cli import console, remote
-from secure_infer.errors import LimitExceeded, Problem, UsageError
+from secure_infer.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def attack(
     eps: Annotated[float | None, typer.Option(help="Radius, in units of the inputs.")] = None,
     norm: Annotated[str | None, typer.Option(help="l2, linf or l0.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an iterative attack.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Queries per image.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Queries per image.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Other settings.")] = None,
     seed: Annotated[int, typer.Option(help="Of the attack and of simulated errors.")] = 0,
     executed: Annotated[
@@ -61,7 +61,7 @@ def attack(
         return
     from secure_infer.attacks.evaluate import evaluate
 
-    _require(name, model, target, protocol, url, goal, access, budget)
+    _require(name, model, target, protocol, url, goal, access)
     chosen = _made(name, {"radius": eps, "norm": norm, "steps": steps, "queries": budget}, setting or [])
     subject = _subject(model, data)
     level = _level(access)
@@ -114,7 +114,6 @@ def _require(
     url: list[str] | None,
     goal: str,
     access: str | None,
-    budget: int | None,
 ) -> None:
     problems = [
         Problem(what, "It is missing.", fix)
@@ -130,10 +129,6 @@ def _require(
         problems.append(Problem("--protocol", what, "it belongs to simulated and encrypted targets."))
     if problems:
         raise UsageError("The attack can't start.", problems)
-    if budget is not None and budget < 1:
-        raise LimitExceeded(
-            "No query is allowed.", [Problem("--budget", f"{budget}.", "allow one query an image or more.")]
-        )
 
 
 def _level(access: str | None) -> Access | None:

@@ -179,8 +179,29 @@ def summary(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:
     for key, row in document["rows"].items():
         rows.append((row["title"], *(_priced(known.get((key, *place)), cost.get(place)) for place in places)))
     header = ("attackers' success", *(f"{NAMES[protocol]}, {form}" for protocol, form in places))
-    facts = "\n".join(f"- {line}" for line in circumstances(document))
+    facts = "\n".join(f"- {line}" for line in [*controls(document), *circumstances(document)])
     return f"{table(header, rows)}\n\n{facts}\n\nThe same images through real ciphertexts:\n\n{agreements(document)}"
+
+
+def controls(document: Record) -> list[str]:
+    """What shows that the attacks on the cryptography could have found something: each a sentence."""
+    found = []
+    for _, cell in measured_for(document, "key-recovery"):
+        told = ", ".join(
+            f"{release} {count} of {cell['n']}" for release, count in cell["details"]["keys_found"].items()
+        )
+        found.append(f"{NAMES[cell['protocol']]} keys found by what the client tells of its decryption: {told}")
+    leaks = [cell["details"]["control_one_bit_leaked"] for _, cell in _views(document)]
+    if leaks:
+        caught = sum(leak["caught"] for leak in leaks)
+        found.append(
+            f"One bit of the input leaked into messages on purpose is caught in {caught} of {len(leaks)} columns"
+        )
+    return found
+
+
+def _views(document: Record) -> list[tuple[str, Record]]:
+    return [(name, cell) for name, cell in measured_for(document, "input-view") if cell["protocol"] != "clear"]
 
 
 def _priced(cell: Record | None, price: Price | None) -> str:
@@ -230,7 +251,7 @@ def measured_for(document: Record, threat: str) -> list[tuple[str, Record]]:
     return [
         (f"{NAMES[cell['protocol']]} {cell['form']}", cell)
         for cell in document["cells"]
-        if cell["threat"] == threat and "not_applicable" not in cell
+        if cell["threat"] == threat and cell.get("rate") is not None
     ]
 
 
@@ -239,8 +260,9 @@ def circumstances(document: Record) -> list[str]:
     machine: Mapping[str, Any] = document["host"]
     given = ", ".join(f"{name} {value}" for name, value in document["settings"].items())
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    commit, _, dirty = (document["commit"] or "unknown").partition("-")
     return [
         f"Data: {document['dataset']}; measured {document['at'][:16]}; settings: {given}",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['os']}, Python {machine['python']}",
-        f"Versions: {versions}; commit {(document['commit'] or 'unknown')[:10]}",
+        f"Versions: {versions}; commit {commit[:10]}{' with changes' if dirty else ''}",
     ]
