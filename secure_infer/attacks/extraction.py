@@ -85,7 +85,7 @@ def jacobian_substitute(
     """Steal by Jacobian-based augmentation (Papernot, McDaniel, Goodfellow, Jha, Celik, Swami 2017): labels alone.
 
     Each round trains a substitute on what was labeled, then moves every image along the sign of the gradient of the
-    logit of its label, and has the moved images labeled, until the queries are spent; a last round trains on all.
+    probability of its label, and has the moved images labeled, until the queries are spent; then it trains on all.
 
     Args:
         target: What is stolen; it need give no more than labels.
@@ -218,7 +218,7 @@ def _gradient_signs(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     signs = []
     for part, own in zip(torch.split(x, _AT_ONCE), torch.split(labels, _AT_ONCE), strict=True):
         moved = part.detach().requires_grad_()
-        chosen = net(moved).gather(1, own[:, None]).sum()
+        chosen = net(moved).log_softmax(1).gather(1, own[:, None]).sum()
         signs.append(torch.autograd.grad(chosen, moved)[0].sign())
     return torch.cat(signs)
 

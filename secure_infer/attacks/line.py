@@ -19,7 +19,8 @@ from secure_infer.attacks.scores import affordable, points_at_once
 from secure_infer.attacks.settings import require_settings
 from secure_infer.errors import InvalidInput, Problem
 
-_TRIES = 8
+_NOISES = (None, None, None, None, 1.0, 0.0, 0.75, 0.25, 0.5)
+"""Tried as first successes: uniform noise, then pixels that are at the upper bound with a chance, else at the lower."""
 
 Path = Callable[[Tensor, Tensor], Tensor]
 """From rows `(m,)` and positions `(m, k)` in [0, 1] to points `(m, k, *shape)`; position 1 reaches the goal."""
@@ -70,10 +71,12 @@ class Search:
         """
         left = self.queries - self.spent[rows]
         asked = torch.arange(points.shape[1], device=rows.device) < left[:, None]
-        flat = points.flatten(0, 1) if bool(asked.all()) else points[asked]
-        answers = [self.target.query(part).labels for part in torch.split(flat, self.at_once())]
+        count = int(asked.sum())
+        if not count:
+            return asked
+        flat = points.flatten(0, 1) if count == asked.numel() else points[asked]
         labels = torch.full(asked.shape, -1, dtype=torch.int64, device=rows.device)
-        labels[asked] = torch.cat(answers) if answers else labels[asked]
+        labels[asked] = torch.cat([self.target.query(part).labels for part in torch.split(flat, self.at_once())])
         reached = self._reached(rows, labels) & asked
         least = self._keep(rows, points, reached) if remember else self.distance[rows, None]
         if self.curve is not None:
@@ -98,10 +101,11 @@ class Search:
         if starts is not None:
             rows = self._lost()
             self.reaches(rows, starts[rows, None].to(self.images))
-        for _ in range(_TRIES):
+        for chance in _NOISES:
             rows = self._lost()
             noise = torch.rand((len(rows), 1, *self.images.shape[1:]), generator=generator, device=self.images.device)
-            self.reaches(rows, (bounds.low + bounds.width * noise).to(self.images))
+            share = noise if chance is None else (noise < chance).to(noise)
+            self.reaches(rows, (bounds.low + bounds.width * share).to(self.images))
         for row in self._lost().tolist():
             self._borrow(row, labels)
 
@@ -124,7 +128,7 @@ class Search:
             positions = low[:, None] + (high - low)[:, None] * inner
             reached = self.reaches(rows, path(rows, positions))
             edges = torch.cat([low[:, None], positions, high[:, None]], 1)
-            # The first success after the last failure below it: what lies beyond a success is of no interest.
+            # Up to the first success: what lies beyond it is of no interest.
             first = torch.cat([reached, torch.ones_like(reached[:, :1])], 1).to(torch.uint8).argmax(1, keepdim=True) + 1
             low, high = edges.gather(1, first - 1).squeeze(1), edges.gather(1, first).squeeze(1)
         return high

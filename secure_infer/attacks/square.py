@@ -147,12 +147,13 @@ def _stir_mass(draw: _Draw, delta: Tensor, share: float, radius: float) -> Tenso
 
 
 def _bump(height: int, width: int, draw: _Draw) -> Tensor:
-    """Two opposite pyramids side by side, of Euclidean size 1, laid across or along at random. `(height, width)`."""
-    if width == 1 or (height > 1 and bool(draw.signs(1) > 0)):
-        return _bump(width, height, draw).T if height > 1 else draw.signs(1, 1)
+    """Two opposite pyramids side by side, of Euclidean size 1, laid along the longer side, or at random."""
+    if height > width:
+        return _bump(width, height, draw).T
     half = _pyramid(height, (width + 1) // 2)
     both = torch.cat([half, -half[:, : width // 2]], 1)
-    return draw.like(both / torch.linalg.vector_norm(both))
+    bump = draw.like(both / torch.linalg.vector_norm(both))
+    return bump if height < width else torch.where(draw.signs(1, 1) > 0, bump, bump.T)
 
 
 def _pyramid(height: int, width: int) -> Tensor:

@@ -1,0 +1,161 @@
+"""Label-only attacks: budgets, the search of the boundary, curves, and how they compare with one another and a peer."""
+
+import pytest
+import torch
+
+from secure_infer import zoo
+from secure_infer.attacks import Access, FunctionTarget, Goal, NetworkTarget
+from secure_infer.attacks.curve import Curve
+from secure_infer.attacks.geoda import GeoDA
+from secure_infer.attacks.hopskipjump import HopSkipJump, boundary_gradient
+from secure_infer.attacks.line import Search, straight
+from secure_infer.attacks.norms import size, unit
+from secure_infer.attacks.surfree import SurFree
+from secure_infer.errors import InvalidInput, LimitExceeded
+from secure_infer.nn.data import load_dataset
+
+KINDS = [HopSkipJump, GeoDA, SurFree]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A trained network and 40 held-out images that it classifies rightly."""
+    data, net = load_dataset("digits"), zoo.load_model("digits-cnn-float").eval().requires_grad_(False)
+    x, y = torch.from_numpy(data.x_test), torch.from_numpy(data.y_test)
+    right = (net(x).argmax(1) == y).nonzero().squeeze(1)[:40]
+    return net, x[right], y[right]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def plane(offset: float = 0.6, features: int = 20) -> FunctionTarget:
+    """Class 1 where the mean feature exceeds the offset."""
+    return FunctionTarget(lambda x: (x.flatten(1).mean(1) > offset).long(), (features,), 2, access=Access.LABEL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("queries", [1, 2, 37, 200])
+def test_no_image_asks_more_than_its_budget_and_the_target_s_own_is_shared(kind, queries):
+    target, x = plane(), 0.5 * torch.rand(5, 20)
+    kind(queries=queries)(target, x, Goal(torch.zeros(5, dtype=torch.int64)))
+    assert 5 <= target.meter.queries <= 5 * queries
+    target.meter.queries, target.meter.budget = 0, 5 * 20
+    kind(queries=1000)(target, x, Goal(torch.zeros(5, dtype=torch.int64)))
+    assert 5 <= target.meter.queries <= 5 * 20
+    target.meter.queries, target.meter.budget = 0, 4
+    with pytest.raises(LimitExceeded, match="one query an image"):
+        kind()(target, x, Goal(torch.zeros(5, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_curves_never_rise_and_end_at_the_distance_that_is_returned(kind):
+    target, x = plane(), 0.5 * torch.rand(6, 20)
+    curve = Curve([1, 300, 20, 100, 10_000])
+    found = kind(queries=300, curve=curve)(target, x, Goal(torch.zeros(6, dtype=torch.int64)))
+    assert curve.at == (1, 20, 100, 300, 10_000)
+    assert curve.distances[:, 0].isinf().all() and curve.distances[:, 1].isfinite().all()
+    assert (curve.distances[:, 1:].diff(dim=1) <= 0).all() and (curve.distances[:, 3] < curve.distances[:, 1]).all()
+    torch.testing.assert_close(curve.distances[:, 4], size(found - x, "l2"))
+    assert curve.medians()[4] == pytest.approx(float(curve.distances[:, 4].sort().values[2:4].mean()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_distance_to_a_plane_is_found_within_a_tenth(kind):
+    target, x = plane(), 0.3 + 0.2 * torch.rand(8, 20)
+    found = kind(queries=1500)(target, x, Goal(torch.zeros(8, dtype=torch.int64)))
+    exact = (0.6 - x.mean(1)) * 20**0.5
+    ratio = size(found - x, "l2") / exact
+    assert ratio.min() >= 1 - 1e-4 and ratio.median() < 1.1
+
+
+@pytest.mark.parametrize("kind", [HopSkipJump, GeoDA])
+def test_distance_to_a_plane_in_linf(kind):
+    target, x = plane(), 0.3 + 0.2 * torch.rand(8, 20)
+    found = kind(queries=1500, norm="linf")(target, x, Goal(torch.zeros(8, dtype=torch.int64)))
+    ratio = size(found - x, "linf") / (0.6 - x.mean(1))
+    assert ratio.min() >= 1 - 1e-4 and ratio.median() < 1.15
+
+
+def test_curve_counts_every_query_of_a_known_sequence():
+    search = Search(plane(), torch.zeros(2, 20), Goal(torch.zeros(2, dtype=torch.int64)), "l2", 5, Curve([1, 2, 3, 4]))
+    points = torch.tensor([1.0, 0.2, 0.8]).view(1, 3, 1).expand(2, 3, 20)
+    search._own_labels()
+    reached = search.reaches(torch.tensor([1]), points[:1])
+    assert reached.tolist() == [[True, False, True]] and search.spent.tolist() == [1, 4]
+    expected = torch.tensor([torch.inf, 1.0, 1.0, 0.8]) * 20**0.5
+    torch.testing.assert_close(search.curve.distances[1], expected)
+    assert search.curve.distances[0].isinf().all()
+
+
+@pytest.mark.parametrize("parallel", [1, 3, 7])
+def test_bisection_ends_just_behind_the_boundary(parallel):
+    x = torch.zeros(3, 20)
+    search = Search(plane(), x, Goal(torch.zeros(3, dtype=torch.int64)), "l2", 1000)
+    path = straight(search, torch.full_like(x, 0.9))
+    position = search.bisect(torch.arange(3), path, 1e-3, parallel)
+    assert (position * 0.9 > 0.6).all() and (position * 0.9 < 0.6 + 1.1e-3).all()
+
+
+def test_boundary_gradient_points_along_the_normal():
+    x = torch.full((2, 20), 0.6)
+    search = Search(plane(), x, Goal(torch.zeros(2, dtype=torch.int64)), "l2", 10_000)
+    found = boundary_gradient(search, torch.arange(2), x, torch.full((2,), 0.1), 2000, torch.Generator().manual_seed(0))
+    assert (unit(found).sum(1) / 20**0.5 > 0.98).all()
+
+
+def test_a_targeted_attack_borrows_an_image_of_the_class_that_is_wanted(digits):
+    net, x, y = digits
+    target, wanted = NetworkTarget(net, tuple(x.shape[1:]), access=Access.LABEL), (y + 1) % 10
+    assert set(wanted.tolist()) <= set(y.tolist()), "each class that is wanted is in the batch"
+    found = SurFree(queries=200)(target, x, Goal(y, wanted))
+    assert (net(found).argmax(1) == wanted).all()
+
+
+def test_starts_are_used_and_must_fit():
+    x = 0.5 * torch.rand(3, 20)
+    goal, starts, curve = Goal(torch.zeros(3, dtype=torch.int64)), torch.full((3, 20), 0.7), Curve([2])
+    HopSkipJump(queries=50, starts=starts, curve=curve)(plane(), x, goal)
+    torch.testing.assert_close(curve.distances[:, 0], size(starts - x, "l2"))
+    with pytest.raises(InvalidInput, match="starts"):
+        HopSkipJump(starts=starts[:2])(plane(), x, goal)
+    with pytest.raises(InvalidInput, match="curve"):
+        Curve([0, 5])
+
+
+@pytest.mark.full
+def test_surfree_stays_below_hopskipjump_at_500_and_1000_queries():
+    data, net = load_dataset("fashion-mnist"), zoo.load_model("fashion-cnn-float").eval().requires_grad_(False)
+    x, y, medians = torch.from_numpy(data.x_test[:40]), torch.from_numpy(data.y_test[:40]), {}
+    for kind in (HopSkipJump, SurFree):
+        target, curve = NetworkTarget(net, tuple(x.shape[1:]), access=Access.LABEL), Curve([500, 1000])
+        kind(queries=1000, curve=curve)(target, x, Goal(y))
+        medians[kind] = curve.medians()
+    assert all(ours < other for ours, other in zip(medians[SurFree], medians[HopSkipJump], strict=True)), medians
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.filterwarnings("ignore")
+def test_hopskipjump_is_no_worse_than_foolbox_at_as_many_queries(digits, norm):
+    foolbox = pytest.importorskip("foolbox")
+    net, x, y = digits
+    search = Search(NetworkTarget(net, tuple(x.shape[1:]), access=Access.LABEL), x, Goal(y), "l2", 100)
+    search.start(torch.Generator().manual_seed(0))
+    rows = 0
+
+    def count(module, inputs):
+        nonlocal rows
+        rows += len(inputs[0])
+
+    handle = net.register_forward_pre_hook(count)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        peer = foolbox.attacks.HopSkipJumpAttack(steps=4, constraint=norm)
+        theirs = peer(foolbox.PyTorchModel(net, bounds=(0, 1)), x, y, starting_points=search.best, epsilons=None)[1]
+    handle.remove()
+    curve = Curve([rows // len(x)])
+    target = NetworkTarget(net, tuple(x.shape[1:]), access=Access.LABEL)
+    HopSkipJump(norm=norm, queries=curve.at[0], starts=search.best, curve=curve)(target, x, Goal(y))
+    assert curve.medians()[0] <= 1.02 * float(size(theirs - x, norm).median())

@@ -1,0 +1,43 @@
+"""The runs `transfer` and `extraction`: rank correlation, and small runs whose records are whole."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from secure_infer.attacks import Access
+from secure_infer.bench import extraction, queries, transfer
+
+
+def test_rank_correlation_is_scipy_s_ties_included():
+    random = np.random.default_rng(0)
+    a, b = random.integers(6, size=(5, 5)).astype(float), random.normal(size=(5, 5))
+    assert transfer.spearman(a, b) == pytest.approx(spearmanr(a.ravel(), b.ravel()).statistic)
+    assert transfer.spearman(b, b) == pytest.approx(1) and transfer.spearman(b, -b) == pytest.approx(-1)
+
+
+@pytest.mark.full
+def test_transfer_on_digits_has_every_cell():
+    record = transfer.measure("digits", 100, 2, 500, lambda name, done, total: None)
+    assert json.loads(json.dumps(record)) == record
+    cross = np.array(record["cross"]["misclassified"])
+    assert cross.shape == (5, 5) and cross[2, 2] > 0.9 and cross[0, 0] > 0.5
+    low, high = np.moveaxis(np.array(record["cross"]["interval"]), 2, 0)
+    assert (low <= cross).all() and (cross <= high).all()
+    assert record["intra"]["SVM"]["same"] >= record["intra"]["DT"]["disjoint"]
+
+
+@pytest.mark.full
+def test_extraction_record_is_whole():
+    chosen = [extraction.Thief("jacobian", Access.LABEL, 200)]
+    (row,) = extraction.measure(100, chosen, lambda name, done, total: None)["rows"]
+    assert row["queries"] == 200 and row["n"] == 100
+    assert row["fidelity"]["interval"][0] <= row["fidelity"]["share"] <= row["fidelity"]["interval"][1]
+
+
+@pytest.mark.full
+def test_label_queries_record_is_whole():
+    record = queries.run(5)
+    assert json.loads(json.dumps(record)) == record
+    assert all(len(curve["medians"]) == len(queries.AT) for curve in record["curves"])
