@@ -68,7 +68,8 @@ def _section(document: Record, cost: Mapping[tuple[str, str], Price], plots: Map
         f"<li>{escape(why)} <span>({escape('; '.join(where))})</span></li>"
         for why, where in matrix.why_not(document).items()
     )
-    facts = "".join(f"<li>{escape(line)}</li>" for line in matrix.circumstances(document))
+    lines = [*matrix.controls(document), *matrix.circumstances(document)]
+    facts = "".join(f"<li>{escape(line)}</li>" for line in lines)
     figures = "".join(f"<figure>{_inline(text)}</figure>" for text in plots.values())
     return (
         f"<h2>{escape(document['dataset'])}</h2><ul>{facts}</ul><div class='wide'>{_table(document, cost)}</div>"
