@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -68,5 +68,5 @@ class AutoAttack(Attack):
         if target.classes > 2:
             yield TargetedAPGD(self.radius, self.norm, self.steps, classes=self.classes), goal
         for aim in aims(target, images, goal, self.classes):
-            yield FAB(self.norm, self.steps, classes=1), replace(aim, confidence=None)
+            yield FAB(self.norm, self.steps, classes=1), aim
         yield Square(self.radius, self.norm, self.queries), goal

@@ -52,15 +52,8 @@ class DeepFool(MinimalAttack):
         for _ in range(self.steps):
             logits, margin, normal = _nearest_boundary(target, x, goal, classes, self.norm)
             closest.offer(x, done := goal.reached(logits), rows)
-            keep = ~done
-            rows, x, goal, classes, margin, normal = (
-                rows[keep],
-                x[keep],
-                goal.select(keep),
-                classes[keep],
-                margin[keep],
-                normal[keep],
-            )
+            keep, goal = ~done, goal.select(~done)
+            rows, x, classes, margin, normal = (each[keep] for each in (rows, x, classes, margin, normal))
             if not len(rows):
                 return closest.found
             step = onto_plane(x, normal, margin.clamp_min(0) + _BEYOND, self.norm, target.bounds)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secure_infer.attacks.base import Access, Loss, Target
 from secure_infer.attacks.goal import Goal
+from secure_infer.errors import InvalidInput, Problem
 
 LossName = Literal["cross-entropy", "margin", "dlr"]
 LOSSES: tuple[str, ...] = get_args(LossName)
@@ -34,6 +35,9 @@ def loss_of(name: LossName, goal: Goal) -> Loss:
         name: "cross-entropy"; "margin", the negative of the goal's; "dlr" (Croce and Hein 2020, equations 6 and 7),
             which does not change when the logits are shifted or scaled, and needs three classes.
         goal: What is aimed at.
+
+    Raises (the loss):
+        InvalidInput: "dlr" of fewer than three classes.
     """
     if name == "cross-entropy":
         return lambda logits: _cross_entropy(logits, goal)
@@ -49,6 +53,11 @@ def _cross_entropy(logits: Tensor, goal: Goal) -> Tensor:
 
 
 def _logit_ratio(logits: Tensor, goal: Goal) -> Tensor:
+    if logits.shape[1] < 3:
+        raise InvalidInput(
+            "The loss dlr compares three classes.",
+            [Problem("loss", f"The model has {logits.shape[1]} classes.", 'use "margin" or "cross-entropy".')],
+        )
     ordered = logits.sort(dim=1, descending=True).values
     true = logits.gather(1, goal.labels[:, None]).squeeze(1)
     if goal.targets is None:

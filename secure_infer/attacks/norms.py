@@ -8,7 +8,7 @@ from torch import Tensor
 from secure_infer.attacks.base import Bounds, Norm
 
 _TINY = 1e-12
-_PROJECTION_ROUNDS = 8
+_PROJECTION_ROUNDS = 5
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -85,15 +85,18 @@ def onto_plane(x: Tensor, normal: Tensor, distance: Tensor, norm: Norm, bounds: 
     Returns:
         Steps `(n, *shape)`; where the bounds forbid to reach the plane, one as far as they permit.
     """
-    down = -normal * per_image(torch.where(distance < 0, -1.0, 1.0).to(x.dtype), x)
+    down = torch.where(per_image(distance < 0, x), normal, -normal)
     room = torch.where(down > 0, bounds.high - x, x - bounds.low).flatten(1)
-    weight = normal.abs().flatten(1)
+    weight, wanted = normal.abs().flatten(1), distance.abs()
     speed = weight if norm == "l2" else (weight > 0).to(x.dtype)
     length, gain = torch.zeros_like(distance), weight * speed
     for _ in range(_PROJECTION_ROUNDS):
         moved = length[:, None] * speed
-        free = moved < room
-        missing = distance.abs() - (weight * torch.where(free, moved, room)).sum(1)
-        length = length + (missing / (gain * free).sum(1).clamp_min(_TINY)).clamp_min(0)
-    moved = torch.minimum(length[:, None] * speed, room)
-    return down.sign() * moved.view_as(x)
+        slope = _dot(gain, (moved < room).to(x.dtype)).clamp_min(_TINY)
+        length = length + ((wanted - _dot(weight, torch.minimum(moved, room))) / slope).clamp_min(0)
+    return down.sign() * torch.minimum(length[:, None] * speed, room).view_as(x)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows of two matrices, without a matrix between."""
+    return torch.einsum("ni,ni->n", a, b)

@@ -93,8 +93,7 @@ class PGD(RestartedAttack):
                     return
             ahead = walk.x + self.length * steepest(gradient, self.norm)
             walk.x = within(ahead, walk.images, self.norm, self.radius, target.bounds)
-        success = walk.goal.reached(scores_of(target, walk.x)) if self.restarts > 1 else torch.zeros_like(walk.rows) > 0
-        outcome.settle(walk.rows, walk.x, success)
+        outcome.settle(walk.rows, walk.x, walk.goal.reached(scores_of(target, walk.x)))
 
 
 @dataclass
