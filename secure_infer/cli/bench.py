@@ -22,8 +22,13 @@ SERVICES = {
     "serve": ("load", "serve", "50 clients, 1,000 requests over HTTP, beside the bare workers."),
     "serve-faults": ("faults", "serve", "200 kills of front, workers and clients, and what became of every request."),
     "serve-cluster": ("clustered", "cluster", "The same requests on two local Ray workers and on two processes."),
+    "attacks": ("attacks", "train", "Our attacks beside Foolbox, torchattacks, ART and adv-lib: speed and strength."),
+    "defenses": ("defenses", "train", "What each defense buys against best effort; noise, JPEG and attacks compared."),
+    "label-queries": ("queries", "train", "Distortion against queries of the label-only attacks, ours and peers'."),
+    "transfer": ("transfer", "train", "Examples of five kinds of models against one another, and within each kind."),
+    "extraction": ("extraction", "train", "Substitutes of a model from its labels or probabilities, by budget."),
 }
-"""Runs against a real server: their module, the extra that they need, and what they show."""
+"""Runs that are no case: their module, the extra that they need, and what they show."""
 
 
 def bench(
@@ -71,20 +76,20 @@ def _list(as_json: bool) -> None:
 
 
 def _serve(name: str, n: int | None, folder: Path, as_json: bool) -> None:
-    """A run against a real server; its records have a folder of their own, as they are rows of no table."""
+    """A run that is no case; its records have a folder of their own, as they are rows of no table."""
     from importlib import import_module
 
     from secure_infer.bench import append
 
     try:
-        run = import_module(f"secure_infer.bench.{SERVICES[name][0]}").run
+        module = import_module(f"secure_infer.bench.{SERVICES[name][0]}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("secure_infer"):
             raise
         raise missing_extra(f"secure-infer bench {name}", SERVICES[name][1], error.name) from error
     with _progress() as progress:
-        record = run(n, progress)
-    append(folder / "service" / f"{name}.jsonl", record)
+        record = module.run(n, progress)
+    append(folder / getattr(module, "FOLDER", "service") / f"{name}.jsonl", record)
     console.say(encoder.dumps(record, indent=None if as_json else 1))
 
 
