@@ -90,7 +90,7 @@ def best_effort(
     target: Target,
     attacks: Sequence[Attack],
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | Goal,
     *,
     norm: Norm = "l2",
     seed: int = 0,
@@ -103,7 +103,7 @@ def best_effort(
         target: What to attack.
         attacks: With their settings; those for which the target gives too little access are listed as refused.
         images: Within the bounds, `(n, *shape)`.
-        labels: True classes, int64, `(n,)`.
+        labels: True classes, int64, `(n,)`, to be missed in any way; or another goal.
         norm: What "least" means.
         seed: Of every attack.
         levels: Round images to this many steps of a pixel before judging; see `evaluate`.
@@ -113,12 +113,13 @@ def best_effort(
         NotApplicable: Not one of the attacks can run.
         InvalidInput: No attacks, no images, or such as do not fit.
     """
-    able, refused = _able(target, attacks, images, labels)
-    state = _State.start(target, images, labels, norm)
+    goal = labels if isinstance(labels, Goal) else Goal(labels)
+    able, refused = _able(target, attacks, images, goal)
+    state = _State.start(target, images, goal, norm)
     outcomes: list[Outcome] = []
     for number, attack in enumerate(able):
         open_ = (state.distances > (0 if radius is None else radius)).nonzero().squeeze(1)
-        outcomes.append(state.attack(target, attack, images, labels, open_, number, seed, levels))
+        outcomes.append(state.attack(target, attack, images, goal, open_, number, seed, levels))
     return BestEffort(norm, seed, state.distances, state.winner, state.images, tuple(outcomes), refused)
 
 
@@ -152,10 +153,11 @@ def half_distortion(
         NotApplicable: The target gives less access than one of the attacks needs.
         InvalidInput: No attacks, no images, or such as do not fit.
     """
-    able, refused = _able(target, attacks, images, labels)
+    goal = Goal(labels)
+    able, refused = _able(target, attacks, images, goal)
     if refused:
         raise NotApplicable(f"Not every attack can run on {target.name}.", _reasons(refused))
-    state = _State.start(target, images, labels, norm)
+    state = _State.start(target, images, goal, norm)
     had = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     runs = 0
     while True:
@@ -165,7 +167,7 @@ def half_distortion(
             return half, runs
         stage = int(had[due].min())
         chosen = (due & (had == stage)).nonzero().squeeze(1)
-        state.attack(target, able[stage], images, labels, chosen, stage, seed)
+        state.attack(target, able[stage], images, goal, chosen, stage, seed)
         had[chosen] += 1
         runs += len(chosen)
 
@@ -180,17 +182,17 @@ class _State:
     images: Tensor
 
     @classmethod
-    def start(cls, target: Target, images: Tensor, labels: Tensor, norm: Norm) -> _State:
-        wrong = judge(target, images, Goal(labels))
+    def start(cls, target: Target, images: Tensor, goal: Goal, norm: Norm) -> _State:
+        wrong = judge(target, images, goal)
         distances = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
-        return cls(norm, distances.masked_fill(wrong, 0), torch.full_like(labels, -1), images.clone())
+        return cls(norm, distances.masked_fill(wrong, 0), torch.full_like(goal.labels, -1), images.clone())
 
     def attack(
         self,
         target: Target,
         attack: Attack,
         images: Tensor,
-        labels: Tensor,
+        goal: Goal,
         index: Tensor,
         number: int,
         seed: int,
@@ -198,7 +200,7 @@ class _State:
     ) -> Outcome:
         """Attack the images `index`, none of which the target gets wrong, and take over what is better."""
         right = torch.zeros(len(index), dtype=torch.bool, device=images.device)
-        outcome = evaluate(target, attack, images[index], Goal(labels[index]), seed, levels=levels, already=right)
+        outcome = evaluate(target, attack, images[index], goal.select(index), seed, levels=levels, already=right)
         found = outcome.distortion.of(self.norm)
         better = found < self.distances[index]
         chosen = index[better]
@@ -213,9 +215,7 @@ def _half(distances: Tensor) -> float:
     return float(right[(len(right) + 1) // 2 - 1]) if len(right) else 0.0
 
 
-def _able(
-    target: Target, attacks: Sequence[Attack], images: Tensor, labels: Tensor
-) -> tuple[list[Attack], dict[str, str]]:
+def _able(target: Target, attacks: Sequence[Attack], images: Tensor, goal: Goal) -> tuple[list[Attack], dict[str, str]]:
     """The attacks that the target gives enough access for, and why the others can't run; the data is checked too."""
     if not attacks or not len(images):
         given = f"{len(attacks)} attacks and {len(images)} images."
@@ -223,7 +223,7 @@ def _able(
     able, refused = [], {}
     for attack in attacks:
         try:
-            attack.check(target, images, Goal(labels))
+            attack.check(target, images, goal)
         except NotApplicable as error:
             refused[attack.name] = error.summary
         else:

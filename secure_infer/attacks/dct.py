@@ -60,10 +60,9 @@ def jpeg(images: Tensor, quality: int, *, subsample: bool = True) -> Tensor:
     samples = (images * 255).round()
     if images.shape[1] == 1:
         return _rounded(_plane(samples, _LUMINANCE, quality))
-    luminance, chrominances = _ycc(samples).split([1, 2], 1)
-    luminance = _plane(luminance, _LUMINANCE, quality)
-    chrominances = _chrominances(chrominances, quality, subsample)
-    return _rounded(_rgb(torch.cat([luminance, chrominances], 1)))
+    planes = _ycc(samples)
+    luminance = _plane(planes[:, :1], _LUMINANCE, quality)
+    return _rounded(_rgb(torch.cat([luminance, _chrominances(planes[:, 1:], quality, subsample)], 1)))
 
 
 def _rounded(samples: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ def _chrominances(planes: Tensor, quality: int, subsample: bool) -> Tensor:
     height, width = planes.shape[2:]
     even = functional.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")
     small = _plane(functional.avg_pool2d(even, 2).round(), _CHROMINANCE, quality).round().clamp(0, 255)
-    large = functional.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
+    large: Tensor = functional.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
     return large[:, :, :height, :width]
 
 
@@ -100,18 +99,18 @@ def _plane(samples: Tensor, table: tuple[tuple[int, ...], ...], quality: int) ->
     blocks = padded.view(n, c, rows, 8, columns, 8).transpose(3, 4)
     basis, steps = _basis().to(samples), _steps(table, quality).to(samples)
     coefficients = (basis @ blocks @ basis.T / steps).round() * steps
-    restored = (basis.T @ coefficients @ basis).transpose(3, 4).reshape(padded.shape) + 128
+    restored: Tensor = (basis.T @ coefficients @ basis).transpose(3, 4).reshape(padded.shape) + 128
     return restored[:, :, :height, :width]
 
 
 def _basis() -> Tensor:
     """The orthonormal cosine transform of 8 samples, `(frequency, sample)`."""
     sample = torch.arange(8, dtype=torch.float64)
-    basis = torch.cos(math.pi / 16 * (2 * sample + 1) * sample[:, None]) / 2
+    basis: Tensor = torch.cos(math.pi / 16 * (2 * sample + 1) * sample[:, None]) / 2
     basis[0] /= math.sqrt(2)
     return basis
 
 
 def _steps(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return ((torch.tensor(table) * percent + 50) // 100).clamp(1, 255)
+    return torch.div(torch.tensor(table) * percent + 50, 100, rounding_mode="floor").clamp(1, 255)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class Outcome:
     """What an attack achieved, as the judge found it.
 
     Attributes:
-        attack, settings: Its name and its fields.
+        attack, settings: Its name and those of its fields that are plain values.
         target, access: What it attacked.
         goal, seed: What it was to reach, and the seed it got.
         levels: Steps of the pixels that images were rounded to; None if they were not.
@@ -183,7 +183,7 @@ def evaluate(
     reached[~already] = judge(target, returned, wanted) & good
     return Outcome(
         attack.name,
-        asdict(attack) if is_dataclass(attack) else {},
+        _settings(attack),
         target.name,
         target.access.name,
         goal.kind,
@@ -221,6 +221,13 @@ def _aside(target: Target) -> Iterator[None]:
         yield
     finally:
         target.meter = meter
+
+
+def _settings(attack: Attack) -> dict[str, Any]:
+    """The fields of an attack that can be written down: no tensors, and nothing that it records into."""
+    names = [each.name for each in fields(attack)] if is_dataclass(attack) else []
+    found = {name: getattr(attack, name) for name in names}
+    return {name: value for name, value in found.items() if isinstance(value, str | int | float | tuple | None)}
 
 
 def _difference(now: Meter, before: Meter) -> Meter:
