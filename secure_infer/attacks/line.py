@@ -70,14 +70,14 @@ class Search:
             Bool `(m, k)`; False for points that the budget did not allow to ask.
         """
         left = self.queries - self.spent[rows]
-        asked = torch.arange(points.shape[1], device=rows.device) < left[:, None]
+        asked: Tensor = torch.arange(points.shape[1], device=rows.device) < left[:, None]
         count = int(asked.sum())
         if not count:
             return asked
         flat = points.flatten(0, 1) if count == asked.numel() else points[asked]
         labels = torch.full(asked.shape, -1, dtype=torch.int64, device=rows.device)
         labels[asked] = torch.cat([self.target.query(part).labels for part in torch.split(flat, self.at_once())])
-        reached = self._reached(rows, labels) & asked
+        reached: Tensor = self._reached(rows, labels) & asked
         least = self._keep(rows, points, reached) if remember else self.distance[rows, None]
         if self.curve is not None:
             self.curve.note(rows, self.spent[rows], least)

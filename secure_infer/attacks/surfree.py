@@ -16,7 +16,8 @@ from secure_infer.attacks.norms import per_image, unit
 from secure_infer.attacks.settings import require_settings
 
 _TOLERANCE = 1 / 128
-_FLOOR = 0.01
+_FLOOR = 0.2
+"""Least weight of a frequency that the image itself lacks: the last descent needs these too."""
 
 
 @dataclass(frozen=True)

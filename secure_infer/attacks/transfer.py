@@ -7,14 +7,15 @@ models hands over their parameters. Networks are attacked by `FGSM`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from secure_infer.attacks.base import Bounds
 
-Reals = npt.NDArray[np.floating]
-Labels = npt.NDArray[np.integer]
+Reals = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.integer[Any]]
 _UNIT = Bounds()
 _TINY = 1e-12
 
@@ -57,7 +58,7 @@ def logistic_sign(
     chances = np.exp(scores - scores.max(1, keepdims=True))
     chances /= chances.sum(1, keepdims=True)
     chances[np.arange(len(x)), labels] -= 1
-    return np.clip(x + radius * np.sign(chances @ weights), bounds.low, bounds.high)
+    return _clipped(x + radius * np.sign(chances @ weights), bounds)
 
 
 def against_weights(x: Reals, labels: Labels, weights: Reals, length: float, bounds: Bounds = _UNIT) -> Reals:
@@ -71,7 +72,7 @@ def against_weights(x: Reals, labels: Labels, weights: Reals, length: float, bou
         bounds: Of the features.
     """
     units = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), _TINY)
-    return np.clip(x - length * units[labels], bounds.low, bounds.high)
+    return _clipped(x - length * units[labels], bounds)
 
 
 def neighbor_sign(
@@ -102,7 +103,7 @@ def neighbor_sign(
     share = own.sum(1, keepdims=True)
     # d(log share)/dx = 2/T (mean of the own voters - mean of all voters): voters attract.
     uphill = own / np.maximum(share, _TINY) @ known - votes @ known
-    return np.clip(x - radius * np.sign(uphill), bounds.low, bounds.high)
+    return _clipped(x - radius * np.sign(uphill), bounds)
 
 
 def nearest_leaf(x: Reals, tree: Tree, *, margin: float = 1e-3, bounds: Bounds = _UNIT) -> Reals:
@@ -121,6 +122,11 @@ def nearest_leaf(x: Reals, tree: Tree, *, margin: float = 1e-3, bounds: Bounds =
         Disturbed inputs; those for which the tree has no other class stay.
     """
     return np.stack([_moved(row, tree, margin, bounds) for row in x]) if len(x) else x.copy()
+
+
+def _clipped(x: Reals, bounds: Bounds) -> Reals:
+    clipped: Reals = np.clip(x, bounds.low, bounds.high)
+    return clipped
 
 
 def _moved(row: Reals, tree: Tree, margin: float, bounds: Bounds) -> Reals:
@@ -166,4 +172,4 @@ def _past(row: Reals, tree: Tree, steps: list[tuple[int, int]], margin: float, b
         feature, threshold, down = tree.feature[node], tree.threshold[node], child == tree.left[node]
         if (moved[feature] <= threshold) != down:
             moved[feature] = threshold - margin if down else threshold + margin
-    return np.clip(moved, bounds.low, bounds.high)
+    return _clipped(moved, bounds)

@@ -135,4 +135,5 @@ def _labels(fitted: Any) -> Callable[[Reals], Labels]:
 
 
 def _numpy(values: torch.Tensor) -> npt.NDArray[Any]:
-    return values.detach().cpu().numpy()
+    array: npt.NDArray[Any] = values.detach().cpu().numpy()
+    return array

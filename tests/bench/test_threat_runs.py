@@ -18,6 +18,7 @@ def test_rank_correlation_is_scipy_s_ties_included():
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")  # scikit-learn 1.5 gives scipy old options
 def test_transfer_on_digits_has_every_cell():
     record = transfer.measure("digits", 100, 2, 500, lambda name, done, total: None)
     assert json.loads(json.dumps(record)) == record
