@@ -18,9 +18,9 @@ from secure_infer.bench.subjects import fingerprint, load_subject
 from secure_infer.nn.data import load_dataset
 
 FOLDER = "attacks"
-MODEL, STRANGERS = "mnist-cnn-float", "fashion-mnist"
-IMAGES, SEEDS, RADIUS, SEED = 1000, 100, 0.3, 0
-BUDGETS = (800, 1600, 3200, 6400)
+MODEL, OWN, STRANGERS = "fashion-cnn-float", "fashion-mnist", "mnist"
+IMAGES, SEEDS, RADIUS, SEED = 1000, 150, 0.2, 0
+BUDGETS = (600, 1200, 2400, 4800)
 Progress = Callable[[str, int, int], None]
 
 
