@@ -81,7 +81,8 @@ class Ring:
         root = _root_of_unity(2 * self.degree, self.modulus)
         table = [pow(root, k, self.modulus) for k in range(2 * self.degree)]
         odd, places = 2 * np.arange(self.degree) + 1, np.arange(self.degree)
-        return np.array(table, dtype=object)[sign * np.outer(odd, places) % (2 * self.degree)]
+        powers = np.array(table, dtype=object)
+        return np.asarray(powers[sign * np.outer(odd, places) % (2 * self.degree)])
 
 
 @dataclass(frozen=True)

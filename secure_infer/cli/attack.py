@@ -86,7 +86,7 @@ def _list(as_json: bool) -> None:
     from secure_infer.attacks import ATTACKS
     from secure_infer.attacks import attack as find
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "access": find(name).access.name,

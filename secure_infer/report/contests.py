@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from secure_infer.bench import records
-from secure_infer.bench.attacks import FOLDER
-from secure_infer.bench.attacks.peers import LIBRARIES
 from secure_infer.bench.records import Record
 from secure_infer.report.markdown import NOTHING, seconds, share, table
 
@@ -17,7 +15,7 @@ def contests(results: Path) -> str:
     Args:
         results: Folder of the records.
     """
-    path = results / FOLDER / "attacks.jsonl"
+    path = results / "attacks" / "attacks.jsonl"
     found = records.read(path) if path.is_file() else []
     if not found:
         return "No run is on record."
@@ -36,7 +34,7 @@ def _row(held: Record, name: str, row: Record) -> list[str]:
     distortion = NOTHING if row["median_l2"] is None else f"{row['median_l2']:.3f}"
     return [
         held["attack"],
-        LIBRARIES.get(name, name),
+        name,
         str(held["settings"]["images"]),
         seconds(row["median_s"]),
         f"{value:.2f} ({low:.2f}-{high:.2f})",

@@ -15,6 +15,7 @@ from secure_infer.report.markdown import seconds, share, size, table
 from secure_infer.report.select import headline
 
 SCHEMA = 1
+_FORMS = ("float", "quantized", "binarized", "polynomial")
 NAMES = {"clear": "plaintext API", "tfhe": "TFHE", "ckks": "CKKS", "mpc": "MPC"}
 
 
@@ -56,7 +57,7 @@ def read(path: Path) -> Record:
         cells = {(cell["threat"], cell["protocol"], cell["form"]) for cell in document["cells"]}
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, f"It is malformed ({error}).") from error
-    if not sound or not cells:
+    if not sound or not cells or not {threat for threat, _, _ in cells} <= set(document["rows"]):
         raise _unreadable(path, "It is empty, or of a newer version.")
     found: Record = document
     return found
@@ -88,7 +89,7 @@ def merged(documents: Sequence[Record]) -> list[Record]:
         whole["cells"] += part["cells"]
     order = list(NAMES)
     for whole in found.values():
-        whole["columns"].sort(key=lambda column: order.index(column["protocol"]))
+        whole["columns"].sort(key=lambda column: (order.index(column["protocol"]), _FORMS.index(column["form"])))
     return list(found.values())
 
 

@@ -153,8 +153,12 @@ class Deployment:
     @property
     def repeats(self) -> int:
         """How often whoever attacks asks the same, to average the protocol's errors out."""
-        failure = self.weights.compiled(self.protocol).guarantee.failure_probability if self.encrypted else None
-        return _REPEATS if failure and failure > _NOISY else 1
+        if not self.encrypted:
+            return 1
+        guarantee = self.weights.compiled(self.protocol).guarantee
+        # Approximate look-ups promise neither a chance of failure nor a bound on errors.
+        failure = 1.0 if guarantee.failure_probability is None else guarantee.failure_probability
+        return _REPEATS if guarantee.error_bound is None and failure > _NOISY else 1
 
     def agrees(self, images: Tensor, seed: int) -> tuple[Agreement, Target]:
         """How far the simulation speaks for real ciphertexts on these images, and the executed target."""

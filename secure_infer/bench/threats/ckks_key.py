@@ -134,7 +134,7 @@ def _fourier(values: Exact, powers: Exact, prime: int) -> Exact:
         return values
     even, odd = (_fourier(values[start::2], powers[::2], prime) for start in (0, 1))
     odd = odd * powers[: len(odd)] % prime
-    return np.concatenate([even + odd, even - odd]) % prime
+    return np.asarray(np.concatenate([even + odd, even - odd]) % prime)
 
 
 def _powers(base: int, count: int, prime: int) -> list[int]:
