@@ -119,7 +119,7 @@ def _steal(thief: Thief, target: NetworkTarget, x: Tensor) -> Substitute:
         torch.manual_seed(SEED)
         if thief.access is Access.LABEL:
             return jacobian_substitute(target, x[-SEEDS:], make, queries=thief.queries, seed=SEED)
-        pool = load_dataset(STRANGERS if thief.name.endswith("strangers") else MODEL.split("-", maxsplit=1)[0]).x_train
+        pool = load_dataset(STRANGERS if thief.name.endswith("strangers") else OWN).x_train
         return knockoff(target, torch.from_numpy(pool), make, queries=thief.queries, seed=SEED)
 
 
