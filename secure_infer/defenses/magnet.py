@@ -133,7 +133,9 @@ class MagNet(Defense):
             torch.manual_seed(seed)
             coder = _autoencoder(data.shape[0], self.channels, pooled and _even(data.shape)).to(images.device)
         generator = torch.Generator(images.device).manual_seed(seed)
-        batches = Shuffled(Data(images, torch.zeros(len(images)).long(), data.bounds), 128, seed)
+        batches = Shuffled(
+            Data(images, torch.zeros(len(images), dtype=torch.int64, device=images.device), data.bounds), 128, seed
+        )
         optimizer = torch.optim.Adam(coder.parameters(), 3e-3)
         for _ in range(self.epochs):
             for batch, _ in batches:
