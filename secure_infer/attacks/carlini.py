@@ -29,7 +29,7 @@ class CarliniWagner(MinimalAttack):
         rate: Learning rate of Adam.
         weight: The first weight of the margin against the squared distortion.
         surplus: Margin wanted beyond the boundary, in logits.
-        abort_early: Give a weight up when a tenth of the steps brings nothing.
+        abort_early: Give a weight up, image by image, when a fifth of the steps brings nothing: faster, less near.
     """
 
     name: ClassVar[str] = "cw"
@@ -42,7 +42,7 @@ class CarliniWagner(MinimalAttack):
     rate: float = 0.01
     weight: float = 1e-3
     surplus: float = 0.0
-    abort_early: bool = True
+    abort_early: bool = False
 
     def __post_init__(self) -> None:
         require_settings(self, "searches", "steps", "rate", "weight")
@@ -62,7 +62,7 @@ class CarliniWagner(MinimalAttack):
         any_success = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         rows = torch.arange(len(images), device=images.device)
         state = _Adam(_to_free(images, target.bounds))
-        last = torch.full_like(weight, torch.inf)
+        least, since = torch.full_like(weight, torch.inf), torch.zeros_like(rows)
         for step in range(self.steps):
             x, slope = _from_free(state.values, target.bounds)
             logits, gradient = target.differentiate(x, goal.margin)
@@ -72,10 +72,12 @@ class CarliniWagner(MinimalAttack):
             any_success[rows] |= success
             pull = per_image(weight * (margin > 0), x) * gradient
             state.step((2 * (x - images) + pull) * slope, self.rate)
-            if self.abort_early and step % max(1, self.steps // 10) == 0:
-                cost = distance**2 + weight * margin.clamp_min(0)
-                keep = cost < last * _PATIENCE
-                rows, images, goal, weight, last = rows[keep], images[keep], goal.select(keep), weight[keep], cost[keep]
+            cost = distance**2 + weight * margin.clamp_min(0)
+            since = torch.where(cost < least * _PATIENCE, 0, since + 1)
+            least = torch.minimum(least, cost)
+            if self.abort_early and step % 10 == 9:
+                keep, goal = since < self.steps / 5, goal.select(since < self.steps / 5)
+                rows, images, weight, least, since = (each[keep] for each in (rows, images, weight, least, since))
                 state.select(keep)
                 if not len(rows):
                     return any_success

@@ -97,5 +97,5 @@ def adv_lib(ground: Field, name: str, **settings: Any) -> Contender:
 
 
 def only(found: Mapping[str, str], **makers: Callable[[], Contender]) -> dict[str, Contender]:
-    """The contenders whose library is installed, by the names of their modules."""
-    return {name: make() for name, make in makers.items() if LIBRARIES[name] in found}
+    """The contenders whose library is installed, by its name; given by the names of their modules."""
+    return {LIBRARIES[name]: make() for name, make in makers.items() if LIBRARIES[name] in found}
