@@ -225,7 +225,7 @@ def _aside(target: Target) -> Iterator[None]:
 
 def _settings(attack: Attack) -> dict[str, Any]:
     """The fields of an attack that can be written down: no tensors, and nothing that it records into."""
-    names = [each.name for each in fields(attack)] if is_dataclass(attack) else []
+    names: list[str] = [each.name for each in fields(attack)] if is_dataclass(attack) else []
     found = {name: getattr(attack, name) for name in names}
     return {name: value for name, value in found.items() if isinstance(value, str | int | float | tuple | None)}
 

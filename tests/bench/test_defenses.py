@@ -7,7 +7,7 @@ import pytest
 from secure_infer.bench.defenses import _SECTIONS, PLANS, Plan, Subject
 from tests.defenses.problem import problem
 
-SLOW = {"order", "training"}
+SLOW = {"order", "training", "magnet"}
 SECTIONS = [pytest.param(name, marks=pytest.mark.full if name in SLOW else ()) for name in _SECTIONS]
 
 
