@@ -46,8 +46,11 @@ def _integers(weight: Tensor, bits: int) -> Tensor:
     """
     top = (1 << (bits - 1)) - 1
     step = _TERNARY_STEP if top == 1 else _STEP / (top + 1)
-    mean = weight.detach().abs().flatten(1).mean(dim=1).clamp_min(1e-12)
-    return _rounded(weight / (step * mean).reshape((-1,) + (1,) * (weight.dim() - 1)), -top, top)
+    # In double precision: training leaves weights on the very edge between two integers, and there the order in which a
+    # machine sums floats would decide.
+    mean = weight.detach().double().abs().flatten(1).mean(dim=1).clamp_min(1e-12)
+    units = weight / (step * mean).reshape((-1,) + (1,) * (weight.dim() - 1))
+    return _rounded(units, -top, top).to(weight.dtype)
 
 
 class IntegerConv2d(nn.Conv2d):
