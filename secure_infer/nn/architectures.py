@@ -174,8 +174,8 @@ def polynomial_cnn(
         hidden: Neurons of the hidden layer.
         radius: Half-width of the range that activations are meant for.
     """
-    depth, *sides = image
-    height, width = _sides(*sides, kernel, stride, padding)
+    depth, height, width = image
+    height, width = _sides(height, width, kernel, stride, padding)
     return nn.Sequential(
         nn.Conv2d(depth, channels, kernel, stride=stride, padding=padding, bias=False),
         nn.BatchNorm2d(channels),

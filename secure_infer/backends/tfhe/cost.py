@@ -30,9 +30,8 @@ def look_up_seconds(server: Any) -> float:
     dimensions = {key["id"]: key["params"]["lweDimension"] for key in keyset["lweSecretKeys"]}
     bootstraps = server.programmable_bootstrap_count_per_parameter(name)
     switches = server.key_switch_count_per_parameter(name)
-    return sum(count * _bootstrap(key) for key, count in bootstraps.items()) + sum(
-        count * _key_switch(key, dimensions) for key, count in switches.items()
-    )
+    seconds = sum(count * _bootstrap(key) for key, count in bootstraps.items())
+    return float(seconds + sum(count * _key_switch(key, dimensions) for key, count in switches.items()))
 
 
 def _bootstrap(key: Any) -> float:
@@ -43,5 +42,5 @@ def _bootstrap(key: Any) -> float:
 
 
 def _key_switch(key: Any, dimensions: dict[int, int]) -> float:
-    rows = dimensions[key.input_secret_key_id()] * key.level()
+    rows: int = dimensions[key.input_secret_key_id()] * key.level()
     return 8 * rows * (dimensions[key.output_secret_key_id()] + 1) * _PER_KEY_BYTE
