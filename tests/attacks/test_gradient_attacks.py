@@ -165,14 +165,8 @@ def test_boundary_projection_is_near_ddn_with_ten_times_the_gradients(many):
 
 def test_minimal_attacks_agree_on_the_least_distortion(many):
     best = distances(many, attack("ddn")(steps=300)).median()
-    for name, settings in (
-        ("bp", {"steps": 100}),
-        ("fmn", {}),
-        ("superdeepfool", {}),
-        ("fab", {"norm": "l2", "steps": 30}),
-    ):
+    for name, settings in (("bp", {"steps": 100}), ("fmn", {}), ("superdeepfool", {})):
         assert distances(many, attack(name)(**settings)).median() <= 1.1 * best, name
-    assert distances(many, attack("deepfool")()).median() <= 1.3 * best
 
 
 def test_the_ensemble_leaves_no_more_than_its_members(many):
