@@ -145,11 +145,18 @@ def identity(record: Record) -> tuple[Any, ...]:
 
 
 def latest(folder: Path) -> list[Record]:
-    """The newest record of each row of each case in a folder, in the order in which rows first appear."""
+    """The newest record of each row of each case in a folder, in the order in which rows first appear.
+
+    Records of a model's earlier weights are left out: those of its newest record are its own.
+    """
     newest: dict[tuple[Any, ...], Record] = {}
+    weights: dict[Any, tuple[str, Any]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for record in read(path):
             known = newest.get(identity(record))
             if known is None or record.get("at", "") >= known.get("at", ""):
                 newest[identity(record)] = record
-    return list(newest.values())
+            model, at = record.get("model"), record.get("at", "")
+            if at >= weights.get(model, ("", None))[0]:
+                weights[model] = at, record.get("fingerprint")
+    return [record for record in newest.values() if record.get("fingerprint") == weights[record.get("model")][1]]

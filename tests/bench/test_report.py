@@ -36,6 +36,15 @@ def test_newest_record_of_each_row_wins(tmp_path: Path) -> None:
     assert [found["accuracy"] for found in latest(tmp_path)] == [0.3, 0.9, 0.8]
 
 
+def test_records_of_earlier_weights_are_left_out(tmp_path: Path) -> None:
+    old = record("mpc", at="2026-01-01T00:00:00+00:00", fingerprint="1" * 64)
+    new = record("clear", at="2026-01-02T00:00:00+00:00")
+    other = record("clear", model="other", at="2025-01-01T00:00:00+00:00", fingerprint="2" * 64)
+    for each in (new, old, other):
+        append(tmp_path / "case.jsonl", each)
+    assert latest(tmp_path) == [new, other]
+
+
 def test_report_from_records(tmp_path: Path) -> None:
     written = write_report(folder(tmp_path))
     assert [path.name for path in written] == ["latency.svg", "traffic.svg", "peers.svg", "RESULTS.md"]
