@@ -166,13 +166,18 @@ async def _round(
 async def _bare_workers(load: Workload, workers: int) -> AsyncIterator[list[Channel]]:
     """Workers alone, with all keys hot; idle unless `_rate` is under way."""
     template = Template({NAME: load.bundle}, _HOT_BYTES, _WORKER_BYTES, 1)
+    channels: list[Channel] = []
     try:
-        channels = [await template.fork(300.0) for _ in range(workers)]
+        for _ in range(workers):
+            channels.append(await template.fork(300.0))
         first = list({ask.job.key_name: ask for ask in load.asks}.values())
         await asyncio.gather(*(_feed(channel, iter(first)) for channel in channels))
         yield channels
     finally:
+        for channel in channels:
+            channel.close()
         await template.close()
+        await asyncio.sleep(0)  # the connections let go of their sockets in the next turn of the loop
 
 
 async def _rate(channels: Sequence[Channel], asks: Sequence[Ask]) -> float:
