@@ -19,7 +19,7 @@ from secure_infer.serve import party_files
 from secure_infer.serve.party_files import ROLES
 
 if TYPE_CHECKING:
-    from secure_infer.backends.mpc.standing import Seat
+    from secure_infer.backends.parties.standing import Seat
     from secure_infer.serve.catalog import Model
 
 _CERTIFICATE, _KEY = "tls.pem", "tls.key"
@@ -55,7 +55,7 @@ def party(
     given = {"a": listen if role == "a" else party_a, "dealer": listen if role == "dealer" else dealer}
     seat = _seat(role, folder, given, known_places)
     if role == "dealer":
-        _deal(seat, known_places, json)
+        _deal(seat, folder, known_places, json)
     else:
         _serve(
             seat,
@@ -89,7 +89,7 @@ def _configured(config: Path | None) -> Mapping[str, str]:
 
 def _seat(role: str, folder: Path, given: Mapping[str, str], known: Mapping[str, str]) -> Seat:
     try:
-        from secure_infer.backends.mpc.standing import Seat
+        from secure_infer.backends.parties.standing import Seat
     except ModuleNotFoundError as error:
         raise missing_extra("mpc", "mpc", error.name or "crypten") from error
     identity, peers = party_files.read_identity(folder)
@@ -111,14 +111,16 @@ def _address(option: str, text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _deal(seat: Seat, known: Mapping[str, str], as_json: bool) -> None:
+def _deal(seat: Seat, folder: Path, known: Mapping[str, str], as_json: bool) -> None:
     """Deal for one session after another."""
-    from secure_infer.backends.mpc.standing import deal_once
+    from secure_infer.backends.parties.standing import deal_once
 
+    backend = party_files.read_protocol(folder)
     log, last = logging.getLogger(__name__), ""
     _announce({"role": "dealer", "listens": f"{seat.listen[0]}:{seat.listen[1]}"}, as_json)
     while True:
-        ended = deal_once(seat, float(known.get("timeout", _TIMEOUT)), lambda: log.info("both parties are connected"))
+        timeout = float(known.get("timeout", _TIMEOUT))
+        ended = deal_once(seat, timeout, backend.deal, lambda: log.info("both parties are connected"))
         if str(ended) != last:
             log.warning("%s", ended.summary)
         last = str(ended)

@@ -11,16 +11,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, cast
 
-from secure_infer.backends.mpc import messages
-from secure_infer.backends.mpc.backend import unpack_half
-from secure_infer.backends.mpc.meeting import LONGEST_PROPOSAL, name_of
-from secure_infer.backends.mpc.messages import QUERY
-from secure_infer.backends.mpc.party import PARTY_NAMES
-from secure_infer.backends.mpc.plan import DEALER
-from secure_infer.backends.mpc.standing import Link, Seat
-from secure_infer.backends.mpc.worker import Worker
+from secure_infer.backends import load
+from secure_infer.backends.parties import messages
+from secure_infer.backends.parties.meeting import LONGEST_PROPOSAL, name_of
+from secure_infer.backends.parties.messages import QUERY
+from secure_infer.backends.parties.seam import PARTY_NAMES, TwoParties
+from secure_infer.backends.parties.standing import Link, Seat
+from secure_infer.backends.parties.worker import Worker
 from secure_infer.errors import LimitExceeded, Problem, ProtocolError, SecureInferError, UsageError
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.party_files import PartyHalf
@@ -64,8 +63,8 @@ class PartyRunner:
     """
 
     def __init__(self, half: PartyHalf, seat: Seat, capacity: int = 64, threads: int | None = None) -> None:
-        self._parts, self._plan = unpack_half(half.server, half.party)
-        if self._plan.provider != DEALER:
+        self._half = cast(TwoParties, load(half.interface.protocol)).party_half(half.server, half.party)
+        if not self._half.setup.dealer:
             raise UsageError(
                 "This model is for development on one machine.",
                 [Problem("provider", "Its party 0 deals, and could read every input.", "compile it with the dealer.")],
@@ -92,7 +91,7 @@ class PartyRunner:
             LimitExceeded: Too many wait.
             ProtocolError: A role is gone, or the other party was not sent the same request in time.
         """
-        share = messages.unpack(job.message, QUERY, self._plan.model, self._party, self._plan.input_shape)
+        share = messages.unpack(job.message, QUERY, self._half.model, self._party, self._half.input_shape)
         entry = _Waiting(name_of(share.session, len(share.values)), job)
         self._admit(entry)
         try:
@@ -164,7 +163,7 @@ class PartyRunner:
                 self._changed.wait_for(lambda: self._closing, _PAUSE)
 
     def _serve(self) -> None:
-        link = Link(self._seat, self._parts, self._plan, self._threads, self._started)
+        link = Link(self._seat, self._half, self._threads, self._started)
         try:
             with self._changed:
                 self._trouble = None
@@ -197,7 +196,7 @@ class PartyRunner:
             entry.end(_again(error))
 
     def _lead(self, link: Link) -> None:
-        offered = self._next(self._plan.timeout / _SIGNS_OF_LIFE)
+        offered = self._next(self._half.setup.timeout / _SIGNS_OF_LIFE)
         chosen = link.call("propose", {"names": list(offered)}).meta["chosen"]
         if chosen:
             self._evaluate(link, offered[chosen])

@@ -4,6 +4,7 @@ identity.key    private key, mode 0600; made where the role runs, and never copi
 identity.pem    its certificate, for the other roles
 peers/a.pem ... certificates of the other roles, which are pinned
 model.party     a party's half of the model and the public client half; the dealer has none
+protocol        name of the protocol that the dealer deals for; `mpc` if it is absent
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from secure_infer import backends, bundle, files
 from secure_infer.bundle import Interface
@@ -19,12 +20,14 @@ from secure_infer.errors import BundleError, Problem, UsageError, missing_extra
 from secure_infer.wire import frame
 
 if TYPE_CHECKING:
-    from secure_infer.backends.mpc.channel import Identity
+    from secure_infer.backends.parties.channel import Identity
+    from secure_infer.backends.parties.seam import TwoParties
 
 ROLES: Mapping[str, str] = {"a": "party 0", "b": "party 1", "dealer": "dealer"}
 """Short names of the roles, in commands and file names."""
 KIND = "party-half"
 KEY, CERTIFICATE, PEERS, MODEL = "identity.key", "identity.pem", "peers", "model.party"
+PROTOCOL, DEFAULT_PROTOCOL = "protocol", "mpc"
 SCHEMA = 1
 
 
@@ -96,7 +99,7 @@ def make_identity(folder: str | Path, role: str, days: float = 365) -> Path:
         MissingExtra: The library that makes keys is not installed.
     """
     try:
-        from secure_infer.backends.mpc.channel import new_identity
+        from secure_infer.backends.parties.channel import new_identity
     except ModuleNotFoundError as error:
         raise missing_extra("mpc", "mpc", error.name or "cryptography") from error
     place = Path(folder)
@@ -120,7 +123,23 @@ def provision(path: str | Path, out: str | Path, days: float = 365) -> dict[str,
                 files.write(place / PEERS / f"{other}.pem", certificate)
     for half in split(path):
         files.write(places[list(ROLES)[half.party]] / MODEL, half.pack())
+        files.write(places["dealer"] / PROTOCOL, half.interface.protocol.encode())
     return places
+
+
+def read_protocol(folder: str | Path) -> TwoParties:
+    """The protocol that the dealer of this folder deals for.
+
+    Raises:
+        UsageError: There is no such protocol, or it has no dealer.
+    """
+    path = Path(folder) / PROTOCOL
+    name = files.read(path).decode(errors="replace").strip() if path.exists() else DEFAULT_PROTOCOL
+    backend = backends.load(name)
+    if not hasattr(backend, "deal"):
+        problem = Problem(str(path), f"{name} has no dealer.", "name a protocol of two parties.")
+        raise UsageError("There is nothing to deal.", [problem])
+    return cast("TwoParties", backend)
 
 
 def read_identity(folder: str | Path) -> tuple[Identity, dict[str, bytes]]:
@@ -129,7 +148,7 @@ def read_identity(folder: str | Path) -> tuple[Identity, dict[str, bytes]]:
     Raises:
         UsageError: A file is absent or is no certificate or key.
     """
-    from secure_infer.backends.mpc.channel import Identity
+    from secure_infer.backends.parties.channel import Identity
 
     place = Path(folder)
     identity = Identity(files.read(place / KEY), files.read(place / CERTIFICATE))

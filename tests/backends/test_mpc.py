@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from secure_infer.backends.base import Program
 from secure_infer.backends.mpc import MpcBackend
-from secure_infer.backends.mpc.backend import unpack_halves
-from secure_infer.backends.mpc.messages import Share, unpack
+from secure_infer.backends.mpc.backend import setup, unpack_halves
 from secure_infer.backends.mpc.plan import FIRST_PARTY, Plan
+from secure_infer.backends.parties.messages import Share, unpack
 from secure_infer.errors import (
     BundleError,
     DecryptionError,
@@ -59,13 +59,13 @@ from tests.strategies import EXACT_OPS, graphs, inputs_for
 
 pytest.importorskip("crypten")
 
-from secure_infer.backends.mpc.channel import Channel, Gate, new_identity
 from secure_infer.backends.mpc.cost import cost
 from secure_infer.backends.mpc.dealer import Dealer
 from secure_infer.backends.mpc.kernels import bilinear, matmul
-from secure_infer.backends.mpc.party import DEALER_NAME, PARTY_NAMES
-from secure_infer.backends.mpc.randomness import Stream
-from secure_infer.backends.mpc.session import PartyRole, Session
+from secure_infer.backends.parties.channel import Channel, Gate, new_identity
+from secure_infer.backends.parties.seam import DEALER_NAME, PARTY_NAMES
+from secure_infer.backends.parties.session import PartyRole, Session
+from secure_infer.backends.parties.streams import Stream
 
 BACKEND = MpcBackend()
 RNG = np.random.default_rng(7)
@@ -107,7 +107,7 @@ def predict(session: Session, program: Program, x: Integers) -> Integers:
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
-    session = Session("dealer", 30.0)
+    session = Session(setup("dealer", 30.0))
     yield session
     session.close()
 
@@ -327,7 +327,7 @@ def test_a_half_of_party_1_with_weights_is_refused() -> None:
 
 
 def test_malformed_halves_are_refused_before_any_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secure_infer.backends.mpc.session.Session", None)
+    monkeypatch.setattr("secure_infer.backends.parties.session.Session", None)
     program, other = compiled(TINY), compiled(TINY)
     for halves in (
         [],

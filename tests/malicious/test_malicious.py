@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from secure_infer import bundle
-from secure_infer.backends.mpc import messages
+from secure_infer.backends.parties import messages
 from secure_infer.errors import SecureInferError
 from secure_infer.wire import frame
 from tests.malicious.make import FOLDER, all_files

@@ -19,11 +19,20 @@ from secure_infer.backends.base import ClientRole, Keys
 from secure_infer.errors import BundleError, DecryptionError, LimitExceeded, ProtocolError, UsageError
 from secure_infer.graph import Graph, Linear, Node, Sign, TensorType, interpret
 from secure_infer.serve.base import Job
-from secure_infer.serve.party_files import ROLES, PartyHalf, make_identity, provision, read_half, read_identity, split
+from secure_infer.serve.party_files import (
+    ROLES,
+    PartyHalf,
+    make_identity,
+    provision,
+    read_half,
+    read_identity,
+    read_protocol,
+    split,
+)
 
 pytest.importorskip("crypten")
 
-from secure_infer.backends.mpc.standing import Seat, deal_once
+from secure_infer.backends.parties.standing import Seat, deal_once
 from secure_infer.serve.party import PartyRunner
 
 RNG = np.random.default_rng(3)
@@ -73,7 +82,7 @@ class Trio:
 
     def deal(self) -> None:
         while True:
-            deal_once(self.seats["dealer"], TIMEOUT, lambda: None)
+            deal_once(self.seats["dealer"], TIMEOUT, read_protocol(self.folders["dealer"]).deal, lambda: None)
 
     async def start(self, party: int) -> PartyRunner:
         short = "ab"[party]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import secure_infer as si
-from secure_infer.backends.mpc.messages import QUERY, REPLY, Share, unpack
+from secure_infer.backends.parties.messages import QUERY, REPLY, Share, unpack
 from secure_infer.client import Prediction
 from secure_infer.compiler import Compiled
 from secure_infer.errors import (

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from secure_infer.backends.base import Guarantee, Program, require_supported
-from secure_infer.backends.mpc.client import PARTIES, ClientHalf, MpcClient
 from secure_infer.backends.mpc.cost import cost
 from secure_infer.backends.mpc.plan import DEALER, FIRST_PARTY, Plan, plan
+from secure_infer.backends.parties.client import PARTIES, ClientHalf, SharingClient
+from secure_infer.backends.parties.seam import Half, Setup
 from secure_infer.errors import BundleError, Problem, UnsupportedNetwork, UsageError, missing_extra
 from secure_infer.graph import OPS, Polynomial, interpret, store
 from secure_infer.graph.graph import Graph
@@ -20,9 +21,10 @@ from secure_infer.graph.types import ACCUMULATOR_BITS, Integers
 from secure_infer.wire import frame
 
 if TYPE_CHECKING:
-    from secure_infer.backends.mpc.session import PartyRole
+    from secure_infer.backends.parties.channel import Channel
+    from secure_infer.backends.parties.session import PartyRole
 
-KIND = "mpc-server"
+KIND, CLIENT_KIND = "mpc-server", "mpc-client"
 DEFAULT_TIMEOUT = 60.0
 _GREATEST_SHIFT = 62
 _YES = (True, "true", "True", "yes", "1")
@@ -61,7 +63,9 @@ class MpcBackend:
         _require_fit(graph)
         public = plan(graph, os.urandom(16).hex(), provider, timeout)
         data = public.to_bytes()
-        client = ClientHalf(public.model, graph.input.shape, graph.input.low, graph.input.high, public.output_shape)
+        client = ClientHalf(
+            CLIENT_KIND, public.model, graph.input.shape, graph.input.low, graph.input.high, public.output_shape
+        )
         spent = asdict(cost(public))
         sizes = {"bytes_between_parties": spent.pop("bytes"), "bytes_from_dealer": spent.pop("dealer_bytes")}
         return Program(
@@ -75,9 +79,9 @@ class MpcBackend:
             counts=spent,
         )
 
-    def client(self, half: bytes) -> MpcClient:
+    def client(self, half: bytes) -> SharingClient:
         """The client role; it needs neither CrypTen nor torch."""
-        return MpcClient(ClientHalf.unpack(half))
+        return SharingClient(ClientHalf.unpack(half, CLIENT_KIND))
 
     def servers(self, halves: Sequence[bytes]) -> Sequence[PartyRole]:
         """Start both parties and the dealer in processes of their own, and share the weights between the parties.
@@ -88,10 +92,10 @@ class MpcBackend:
             ProtocolError: A process does not start.
         """
         _require_crypten()
-        from secure_infer.backends.mpc.session import PartyRole, Session
+        from secure_infer.backends.parties.session import PartyRole, Session
 
         parts, public = unpack_halves(halves)
-        session = Session(public.provider, public.timeout)
+        session = Session(setup(public.provider, public.timeout))
         try:
             session.load(parts)
         except BaseException:
@@ -106,14 +110,35 @@ class MpcBackend:
     def primitives(self, program: Program) -> Mapping[str, float]:
         """Seconds for one round, one 16-bit comparison and one multiplication, measured between two processes now."""
         _require_crypten()
-        from secure_infer.backends.mpc.session import Session
+        from secure_infer.backends.parties.session import Session
 
         _, public = unpack_halves(program.servers)
-        session = Session(public.provider, public.timeout)
+        session = Session(setup(public.provider, public.timeout))
         try:
             return session.measure()
         finally:
             session.close()
+
+    def party_half(self, half: bytes, party: int) -> Half:
+        """One party's half, unpacked.
+
+        Raises:
+            BundleError: See `unpack_half`.
+        """
+        parts, public = unpack_half(half, party)
+        return Half(setup(public.provider, public.timeout), public.model, public.input_shape, parts)
+
+    def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None]) -> NoReturn:
+        """Be the dealer until party 0 is gone, which is a ProtocolError."""
+        _require_crypten()
+        from secure_infer.backends.mpc.party import deal
+
+        deal(channels, ready)
+
+
+def setup(provider: str, timeout: float) -> Setup:
+    """How the processes of a session are started."""
+    return Setup("secure_infer.backends.mpc.party", timeout, dealer=provider == DEALER)
 
 
 def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Plan]:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor
 
-from secure_infer.backends.mpc.channel import Channel
 from secure_infer.backends.mpc.dealer import Dealer
-from secure_infer.backends.mpc.randomness import Stream
+from secure_infer.backends.parties.channel import Channel
+from secure_infer.backends.parties.streams import Stream
 from secure_infer.graph.types import Integers
 
 Request = dict[str, Any]

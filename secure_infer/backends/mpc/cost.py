@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from secure_infer.backends.mpc.messages import HANDSHAKE_BYTES, HEADER_BYTES
 from secure_infer.backends.mpc.plan import Plan, Step
+from secure_infer.backends.parties.messages import HANDSHAKE_BYTES, HEADER_BYTES
 from secure_infer.graph.types import Shape
 
 

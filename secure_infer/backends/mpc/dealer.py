@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from secure_infer.backends.mpc.channel import Channel
 from secure_infer.backends.mpc.kernels import bilinear
-from secure_infer.backends.mpc.randomness import Stream
+from secure_infer.backends.parties.channel import Channel
+from secure_infer.backends.parties.streams import Stream
 from secure_infer.graph.types import Integers
 
 

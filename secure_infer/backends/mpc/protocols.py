@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor, beaver
 
-from secure_infer.backends.mpc.channel import Channel
 from secure_infer.backends.mpc.correlations import Correlations
 from secure_infer.backends.mpc.kernels import bilinear, matmul
+from secure_infer.backends.parties.channel import Channel
 from secure_infer.graph.types import Integers
 
 _INTEGERS: dict[int, Any] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}

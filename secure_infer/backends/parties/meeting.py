@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from secure_infer.backends.mpc.channel import Channel, lost
+from secure_infer.backends.parties.channel import Channel, lost
 
 LONGEST_PROPOSAL = 64
 """Names in one proposal."""

@@ -9,16 +9,13 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
-from secure_infer.backends.mpc.channel import HOST, Identity, new_identity
-from secure_infer.backends.mpc.messages import QUERY
-from secure_infer.backends.mpc.party import DEALER_NAME, PARTY_NAMES
-from secure_infer.backends.mpc.plan import FIRST_PARTY
-from secure_infer.backends.mpc.worker import GRACE_SECONDS, START_SECONDS, Worker
+from secure_infer.backends.parties.channel import HOST, Identity, new_identity
+from secure_infer.backends.parties.messages import QUERY
+from secure_infer.backends.parties.seam import DEALER_NAME, LONGEST_RUN, PARTY_NAMES, Setup
+from secure_infer.backends.parties.worker import GRACE_SECONDS, START_SECONDS, Worker
 from secure_infer.errors import Problem, ProtocolError, SecureInferError
 from secure_infer.wire import frame
 from secure_infer.wire.frame import Frame
-
-_LONGEST_RUN = 20  # time limits for one message that a whole run may take
 
 
 class Turns:
@@ -64,24 +61,23 @@ class Session:
     """Two parties and a dealer in processes of their own, connected and ready; models are loaded one after another.
 
     Args:
-        provider: "dealer", or "first-party" for no dealer.
-        timeout: Seconds that a party waits for another.
+        setup: How the processes are started.
 
     Raises:
         ProtocolError: A process that does not start or connect.
     """
 
-    def __init__(self, provider: str, timeout: float) -> None:
-        names = PARTY_NAMES if provider == FIRST_PARTY else (*PARTY_NAMES, DEALER_NAME)
+    def __init__(self, setup: Setup) -> None:
+        names = (*PARTY_NAMES, DEALER_NAME) if setup.dealer else PARTY_NAMES
         threads = max(1, (os.cpu_count() or 1) // 2)
-        self.timeout = timeout
+        self.timeout = setup.timeout
         self._workers: dict[str, Worker] = {}
         self._locks, self._turns = (threading.Lock(), threading.Lock()), Turns()
         self.close = weakref.finalize(self, _end, self._workers)
         try:
             for name in names:
-                self._workers[name] = Worker(name, threads)
-            self._start(provider, {name: new_identity(name) for name in names}, threads)
+                self._workers[name] = Worker(name, threads, setup.module)
+            self._start(setup, {name: new_identity(name) for name in names}, threads)
         except BaseException:
             self.close()
             raise
@@ -95,11 +91,11 @@ class Session:
         """Load a model: the parts of each party's half."""
         for name, parts in zip(PARTY_NAMES, halves, strict=True):
             self._worker(name).send("load", parts=parts)
-        self._gather(PARTY_NAMES, _LONGEST_RUN * self.timeout)
+        self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)
 
     def run(self, party: int, message: bytes) -> Frame:
         """Run one party; the other must be run meanwhile, in another thread."""
-        worker, limit = self._worker(PARTY_NAMES[party]), _LONGEST_RUN * self.timeout
+        worker, limit = self._worker(PARTY_NAMES[party]), LONGEST_RUN * self.timeout
         query = str(frame.unpack(message, QUERY).meta.get("session"))
         try:
             with self._turns.take(query, limit), self._locks[party]:
@@ -112,16 +108,16 @@ class Session:
         """Seconds for one of each primitive, as party 0 sees it."""
         for name in PARTY_NAMES:
             self._worker(name).send("measure")
-        return dict(self._gather(PARTY_NAMES, _LONGEST_RUN * self.timeout)[PARTY_NAMES[0]].meta)
+        return dict(self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)[PARTY_NAMES[0]].meta)
 
-    def _start(self, provider: str, identities: Mapping[str, Identity], threads: int) -> None:
+    def _start(self, setup: Setup, identities: Mapping[str, Identity], threads: int) -> None:
         for name, worker in self._workers.items():
             peers = {other: identity.certificate for other, identity in identities.items() if other != name}
             meta = {
                 "role": name,
                 "peers": list(peers),
                 "timeout": self.timeout,
-                "provider": provider,
+                "settings": dict(setup.settings),
                 "threads": threads,
             }
             mine = identities[name]

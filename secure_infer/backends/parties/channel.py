@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from secure_infer.backends.mpc.messages import HEADER_BYTES
+from secure_infer.backends.parties.messages import HEADER_BYTES
 from secure_infer.errors import Problem, ProtocolError
 from secure_infer.graph.types import Integers
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from secure_infer.backends.base import Keys
-from secure_infer.backends.mpc import messages
-from secure_infer.backends.mpc.messages import QUERY, REPLY, Share
+from secure_infer.backends.parties import messages
+from secure_infer.backends.parties.messages import QUERY, REPLY, Share
 from secure_infer.errors import BundleError, DecryptionError, InvalidInput, KeyMismatch, Problem
 from secure_infer.graph.types import Integers, Shape
 from secure_infer.wire import frame
 
-KIND = "mpc-client"
 PARTIES = 2
+RINGS = (16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,27 @@ class ClientHalf:
     """What a client must know.
 
     Attributes:
+        kind: What its frame is called: each protocol has its own.
         model: Name of the plan.
         input_shape: Shape of one sample.
         low: Least input.
         high: Greatest input.
         output_shape: Shape of one result.
+        ring_bits: Replies are added modulo two to this power.
     """
 
+    kind: str
     model: str
     input_shape: Shape
     low: int
     high: int
     output_shape: Shape
+    ring_bits: int = 64
 
     def pack(self) -> bytes:
         """The half as a frame."""
         return frame.pack(
-            KIND,
+            self.kind,
             [],
             {
                 "model": self.model,
@@ -49,29 +53,33 @@ class ClientHalf:
                 "low": self.low,
                 "high": self.high,
                 "output_shape": self.output_shape,
+                **({} if self.ring_bits == RINGS[-1] else {"ring_bits": self.ring_bits}),
             },
         )
 
     @classmethod
-    def unpack(cls, data: bytes) -> ClientHalf:
-        """The half in a frame.
+    def unpack(cls, data: bytes, kind: str) -> ClientHalf:
+        """The half in a frame of `kind`.
 
         Raises:
             BundleError: Not such a frame.
         """
-        meta: Any = frame.unpack(data, KIND).meta
+        meta: Any = frame.unpack(data, kind).meta
         try:
             shapes = [tuple(int(size) for size in meta[key]) for key in ("input_shape", "output_shape")]
-            return cls(str(meta["model"]), shapes[0], int(meta["low"]), int(meta["high"]), shapes[1])
+            bits = int(meta.get("ring_bits", 64))
+            if bits not in RINGS:
+                raise ValueError(f"there is no ring of {bits} bits")
+            return cls(kind, str(meta["model"]), shapes[0], int(meta["low"]), int(meta["high"]), shapes[1], bits)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(
                 "The client half is malformed.",
-                [Problem(KIND, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")],
+                [Problem(kind, f"{type(error).__name__}: {error}.", "fetch or compile the model again.")],
             ) from error
 
 
-class MpcClient:
-    """The client of the two-party protocol; it has no keys, since every query is masked afresh."""
+class SharingClient:
+    """The client of a two-party protocol; it has no keys, since every query is masked afresh."""
 
     def __init__(self, half: ClientHalf) -> None:
         self._half = half
@@ -97,7 +105,7 @@ class MpcClient:
         return tuple(Share(self._half.model, session, party, share).pack(QUERY) for party, share in enumerate(shares))
 
     def decrypt(self, replies: Sequence[bytes], keys: Keys) -> Integers:
-        """The sum of the replies modulo 2^64: int64, shape `(n, *output shape)`.
+        """The sum of the replies modulo `2**ring_bits`, as signed numbers: int64, shape `(n, *output shape)`.
 
         Raises:
             DecryptionError: Not the two replies to one query of this model.
@@ -116,7 +124,8 @@ class MpcClient:
             raise _undecryptable("The replies answer different queries.")
         if first.run != second.run:
             raise _undecryptable("The replies come from different runs of the query.")
-        return np.asarray(first.values + second.values)
+        spare = 64 - half.ring_bits
+        return np.asarray(((first.values + second.values) << spare) >> spare)
 
     def _checked(self, x: Integers) -> Integers:
         half, problems = self._half, []

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, cast
 
 from secure_infer import errors
-from secure_infer.backends.mpc.party import ANSWER, COMMAND, FAILURE
+from secure_infer.backends.parties.process import ANSWER, COMMAND, FAILURE
 from secure_infer.errors import Problem, ProtocolError
 from secure_infer.wire import frame
 from secure_infer.wire.frame import Frame
@@ -29,14 +29,15 @@ class Worker:
     Args:
         name: "party 0", "party 1" or "dealer".
         threads: Threads that its libraries may use.
+        module: What is run.
     """
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, module: str) -> None:
         self.name = name
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "secure_infer.backends.mpc.party"],
+            [sys.executable, "-m", module],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

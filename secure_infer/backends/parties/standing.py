@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from secure_infer.backends.mpc.channel import Address, Channel, Gate, Identity
-from secure_infer.backends.mpc.party import DEALER_NAME, PARTY_NAMES, connect, deal
-from secure_infer.backends.mpc.plan import Plan
-from secure_infer.backends.mpc.worker import START_SECONDS, Worker
+from secure_infer.backends.parties.channel import Address, Channel, Gate, Identity
+from secure_infer.backends.parties.process import Deal, connect
+from secure_infer.backends.parties.seam import DEALER_NAME, LONGEST_RUN, PARTY_NAMES, Half, Setup
+from secure_infer.backends.parties.worker import START_SECONDS, Worker
 from secure_infer.errors import Problem, ProtocolError, UsageError
 from secure_infer.wire.frame import Frame
 
-_LONGEST_RUN = 20  # time limits for one message that a whole run may take
 _MARGIN = 10.0
 
 
@@ -71,8 +70,7 @@ class Link:
 
     Args:
         seat: Which party, and who the others are.
-        parts: Of the party's half.
-        plan: Of the same half.
+        half: The party's half of the model.
         threads: For its libraries.
         started: Called with the process as soon as there is one, so that somebody else may end it.
 
@@ -80,15 +78,13 @@ class Link:
         ProtocolError: It does not connect.
     """
 
-    def __init__(
-        self, seat: Seat, parts: Sequence[bytes], plan: Plan, threads: int, started: Callable[[Worker], None]
-    ) -> None:
-        self._timeout = plan.timeout
-        self._worker = Worker(seat.role, threads)
+    def __init__(self, seat: Seat, half: Half, threads: int, started: Callable[[Worker], None]) -> None:
+        self._timeout = half.setup.timeout
+        self._worker = Worker(seat.role, threads, half.setup.module)
         started(self._worker)
         try:
-            self._start(seat, plan, threads)
-            self.call("load", parts=parts, limits=_LONGEST_RUN)
+            self._start(seat, half.setup, threads)
+            self.call("load", parts=half.parts, limits=LONGEST_RUN)
         except BaseException:
             self.close()
             raise
@@ -106,33 +102,34 @@ class Link:
 
     def run(self, share: bytes) -> Frame:
         """The answer to a share that the other party runs as well."""
-        return self.call("run", parts=[share], limits=_LONGEST_RUN)
+        return self.call("run", parts=[share], limits=LONGEST_RUN)
 
     def close(self) -> None:
         """End the process."""
         self._worker.end()
 
-    def _start(self, seat: Seat, plan: Plan, threads: int) -> None:
+    def _start(self, seat: Seat, setup: Setup, threads: int) -> None:
         meta = {
             "role": seat.role,
             "peers": list(seat.peers),
-            "timeout": plan.timeout,
-            "provider": plan.provider,
+            "timeout": setup.timeout,
+            "settings": dict(setup.settings),
             "threads": threads,
             "listen": seat.listen,
         }
         self._worker.send("start", meta, [seat.identity.key, seat.identity.certificate, *seat.peers.values()])
         self._worker.receive(START_SECONDS)
         self._worker.send("connect", {"addresses": {name: seat.addresses[name] for name in CALLS[seat.role]}})
-        self._worker.receive(START_SECONDS + 3 * plan.timeout)
+        self._worker.receive(START_SECONDS + 3 * setup.timeout)
 
 
-def deal_once(seat: Seat, timeout: float, ready: Callable[[], None]) -> ProtocolError:
+def deal_once(seat: Seat, timeout: float, deal: Deal, ready: Callable[[], None]) -> ProtocolError:
     """Be the dealer for one session: wait for both parties however long it takes, then deal until party 0 is gone.
 
     Args:
         seat: The dealer's.
         timeout: Seconds that a message may take.
+        deal: The protocol's dealer.
         ready: Called when both are connected.
 
     Returns:

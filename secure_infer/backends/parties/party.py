@@ -1,0 +1,133 @@
+"""One of two parties, once it is connected: what every protocol's party does alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secure_infer.backends.parties import meeting, messages
+from secure_infer.backends.parties.channel import Channel, lost
+from secure_infer.backends.parties.messages import HANDSHAKE_BYTES, HEADER_BYTES, QUERY, REPLY, Share
+from secure_infer.errors import Problem, ProtocolError
+from secure_infer.graph.types import Integers, Shape
+from secure_infer.wire.frame import Frame
+
+Answer = tuple[Mapping[str, Any], list[bytes]]
+"""Plain JSON values and raw parts."""
+_STALE_QUERIES = 1000
+_NONCE_BYTES = 16
+
+
+class Party(ABC):
+    """Party 0 or 1.
+
+    Args:
+        rank: 0 or 1.
+        peer: The channel to the other party.
+        dealer: The channel to the dealer, if there is one.
+    """
+
+    def __init__(self, rank: int, peer: Channel, dealer: Channel | None) -> None:
+        self._rank, self._peer = rank, peer
+        self._channels = [peer, dealer] if dealer else [peer]
+
+    @abstractmethod
+    def load(self, command: Frame) -> Answer:
+        """Take in a model: the parts of this party's half."""
+
+    @abstractmethod
+    def measure(self, command: Frame) -> Answer:
+        """Time one of each primitive."""
+
+    @abstractmethod
+    def _model(self) -> tuple[str, Shape]:
+        """Name and input shape of the loaded model.
+
+        Raises:
+            ProtocolError: None is loaded.
+        """
+
+    @abstractmethod
+    def _evaluate(self, share: Integers) -> Integers:
+        """A fresh share of the output from a share of a batch."""
+
+    def run(self, command: Frame) -> Answer:
+        """Evaluate the loaded model on a share of a batch."""
+        model, input_shape = self._model()
+        share = messages.unpack(command.parts[0], QUERY, model, self._rank, input_shape)
+        run = self._meet(share)
+        started, burnt = time.perf_counter(), time.process_time()
+        rounds, sent = self._peer.rounds - 1, self._peer.bytes_sent - HEADER_BYTES - HANDSHAKE_BYTES
+        try:
+            result = self._evaluate(share.values)
+        except Exception:
+            # In the middle of a protocol nobody can tell where the other party is, so this session is over.
+            self.close()
+            raise
+        statistics = {
+            "rounds": self._peer.rounds - rounds,
+            "bytes_sent": self._peer.bytes_sent - sent,
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - burnt,
+        }
+        return statistics, [Share(share.model, share.session, self._rank, result, run).pack(REPLY)]
+
+    def propose(self, command: Frame) -> Answer:
+        """Party 0: propose queries to party 1; without any, make sure that everybody else is there as well."""
+        names: Sequence[str] = command.meta["names"]
+        if not names:
+            self._look_after()
+        return {"chosen": meeting.propose(self._peer, names)}, []
+
+    def hear(self, command: Frame) -> Answer:
+        """Party 1: wait for a proposal."""
+        return {"names": meeting.hear(self._peer)}, []
+
+    def choose(self, command: Frame) -> Answer:
+        """Party 1: answer a proposal."""
+        meeting.choose(self._peer, command.meta["chosen"])
+        return {}, []
+
+    def close(self) -> None:
+        """Close the channels; peers that wait are told so at once."""
+        for channel in self._channels:
+            channel.close()
+
+    def _look_after(self) -> None:  # noqa: B027 - most protocols have nothing to do
+        """Party 0, while nothing is asked."""
+
+    def _agree(self, plan: bytes) -> None:
+        """Make sure that the other party loads the same plan."""
+        digest = hashlib.sha256(plan).digest()
+        if self._peer.exchange(digest, len(digest)) != digest:
+            raise different_models()
+
+    def _meet(self, share: Share) -> str:
+        """Make sure that the other party works on the same query; queries that it gave up are skipped.
+
+        Returns:
+            A name for the run, of both parties' making.
+        """
+        session, nonce = bytes.fromhex(share.session), os.urandom(_NONCE_BYTES)
+        mine = session + hashlib.sha256(repr(share.values.shape).encode()).digest()
+        theirs = bytes(self._peer.exchange(mine + nonce, HANDSHAKE_BYTES))
+        for _ in range(_STALE_QUERIES):
+            if theirs[:16] == session:
+                break
+            theirs = bytes(self._peer.receive(HANDSHAKE_BYTES))
+        if theirs[: len(mine)] != mine:
+            raise lost(self._peer.peer, "was given a share of another shape for this query")
+        nonces = (nonce, theirs[len(mine) :])
+        return hashlib.sha256(b"".join(nonces if self._rank == 0 else reversed(nonces))).hexdigest()[:32]
+
+
+def different_models() -> ProtocolError:
+    """The error for two parties that were given plans that differ."""
+    return ProtocolError(
+        "The two halves belong to different models.",
+        [Problem("servers", "The parties were given different plans.", "use the halves of one bundle.")],
+    )

@@ -1,0 +1,124 @@
+"""The process of one role, driven through its pipes; a protocol's own module adds the party and the dealer.
+
+Commands come in on standard input, answers go out on standard output, each a frame behind its length (8 bytes, little
+endian). Whatever a library prints goes to standard error. The process ends when its standard input does.
+
+    start    {role, peers, timeout, threads, listen, settings}; key, certificate, peers' certificates   ->  {port}
+    connect  {addresses}                                                                ->  {}
+    load     {}; the parts of the party's half                                          ->  {}
+    run      {}; a share                                   ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
+    measure  {}                                                         ->  {primitive: seconds}
+    propose  {names}                                                    ->  {chosen}        party 0, see `meeting`
+    hear     {}                                                         ->  {names}         party 1
+    choose   {chosen}                                                   ->  {}              party 1
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NoReturn
+
+from secure_infer.backends.parties.channel import HOST, Address, Channel, Gate, Identity
+from secure_infer.backends.parties.party import Party
+from secure_infer.backends.parties.seam import DEALER_NAME, PARTY_NAMES
+from secure_infer.errors import ProtocolError, SecureInferError
+from secure_infer.wire import frame
+from secure_infer.wire.frame import Frame
+
+COMMAND, ANSWER, FAILURE = "mpc-command", "mpc-answer", "mpc-failure"
+
+Sit = Callable[[int, Channel, Channel | None, int, Mapping[str, Any]], Party]
+"""Makes a party from its rank, its channels to the other party and to the dealer, its threads and its settings."""
+Deal = Callable[[Mapping[str, Channel], Callable[[], None]], NoReturn]
+"""Is the dealer; see `seam.TwoParties.deal`."""
+
+
+def write_frame(pipe: BinaryIO, data: bytes) -> None:
+    """Write a frame behind its length."""
+    pipe.write(struct.pack("<Q", len(data)) + data)
+    pipe.flush()
+
+
+def read_frame(pipe: BinaryIO) -> bytes:
+    """Read a frame that `write_frame` wrote; empty at the end of the pipe."""
+    header = pipe.read(8)
+    return pipe.read(struct.unpack("<Q", header)[0]) if len(header) == 8 else b""
+
+
+def connect(role: str, gate: Gate, addresses: Mapping[str, Address]) -> dict[str, Channel]:
+    """Connect: party 0 listens for party 1, on a connection for each direction; the dealer listens for both."""
+    channels = {}
+    first, second = PARTY_NAMES
+    if role == first:
+        inbound, outbound = gate.accept(second), gate.accept(second)
+        channels[second] = Channel(second, inbound, outbound)
+    elif role == second:
+        outbound, inbound = gate.call(first, addresses[first]), gate.call(first, addresses[first])
+        channels[first] = Channel(first, inbound, outbound)
+    if role == DEALER_NAME:
+        for name in PARTY_NAMES:
+            connection = gate.accept(name)
+            channels[name] = Channel(name, connection, connection)
+    elif DEALER_NAME in addresses:
+        connection = gate.call(DEALER_NAME, addresses[DEALER_NAME])
+        channels[DEALER_NAME] = Channel(DEALER_NAME, connection, connection)
+    gate.close()
+    return channels
+
+
+def failure(error: SecureInferError) -> bytes:
+    """An error as a frame."""
+    problems = [[problem.where, problem.what, problem.fix] for problem in error.problems]
+    return frame.pack(FAILURE, [], {"type": type(error).__name__, "summary": error.summary, "problems": problems})
+
+
+def _answer(party: Party, command: Frame) -> bytes:
+    """The answer to a command, or the failure it met."""
+    verbs = {"load": party.load, "run": party.run, "measure": party.measure}
+    verbs |= {"propose": party.propose, "hear": party.hear, "choose": party.choose}
+    try:
+        meta, parts = verbs[command.meta["verb"]](command)
+        return frame.pack(ANSWER, parts, meta)
+    except SecureInferError as error:
+        return failure(error)
+    except Exception as error:
+        return failure(ProtocolError(f"The party failed: {type(error).__name__}: {error}."))
+
+
+def _end_with_parent() -> None:
+    """End this process when nobody holds the other end of its input, whatever it is waiting for."""
+    poll = select.poll()
+    poll.register(0, 0)  # a hang-up is always reported
+    poll.poll()
+    os._exit(0)
+
+
+def main(sit: Sit, deal: Deal) -> None:
+    """Serve one role until standard input ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    commands, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    start = frame.unpack(read_frame(commands), COMMAND)
+    meta, (key, certificate, *others) = start.meta, start.parts
+    peers, role = dict(zip(meta["peers"], others, strict=True)), meta["role"]
+    try:
+        gate = Gate(Identity(key, certificate), peers, meta["timeout"], tuple(meta.get("listen", (HOST, 0))))
+        write_frame(answers, frame.pack(ANSWER, [], {"port": gate.port}))
+        given = frame.unpack(read_frame(commands), COMMAND).meta["addresses"]
+        channels = connect(role, gate, {name: (host, port) for name, (host, port) in given.items()})
+        if role == DEALER_NAME:
+            deal(channels, lambda: write_frame(answers, frame.pack(ANSWER, [])))
+        rank = PARTY_NAMES.index(role)
+        peer, dealer = channels[PARTY_NAMES[1 - rank]], channels.get(DEALER_NAME)
+        party = sit(rank, peer, dealer, meta["threads"], meta["settings"])
+    except SecureInferError as error:
+        write_frame(answers, failure(error))
+        return
+    write_frame(answers, frame.pack(ANSWER, []))
+    while data := read_frame(commands):
+        write_frame(answers, _answer(party, frame.unpack(data, COMMAND)))
