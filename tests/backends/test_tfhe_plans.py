@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secure_infer import zoo
 from secure_infer.backends.tfhe import calibration, planner, security
 from secure_infer.backends.tfhe.evaluate import evaluate, look_up
 from secure_infer.backends.tfhe.options import Options
@@ -17,6 +18,7 @@ from secure_infer.backends.tfhe.rounded import rounded
 from secure_infer.compiler import compile
 from secure_infer.errors import ParametersError, UsageError
 from secure_infer.graph import QuantRelu, Sign, interpret
+from secure_infer.nn.data import load_dataset
 from secure_infer.wire import frame
 from tests.backends.test_tfhe import BACKEND, functions, images, program, uneven, wide
 from tests.strategies import EXACT_OPS, graphs, inputs_for
@@ -119,15 +121,34 @@ def test_layers_that_are_not_named_stay_exact():
 def test_the_search_finds_the_cheapest_plan_within_the_tolerance():
     graph = wide(uneven())
     sample = inputs_for(graph, 300, 1)
-    chosen, trials = planner.search(
-        graph, sample, Options(tolerance=0.05), lambda p, o: float(sum(o.keep_bits.values()))
-    )
+
+    def measure(planned, options, x):
+        return float(sum(options.keep_bits.values())), evaluate(planned, x, options.p_error)
+
+    chosen, trials = planner.search(graph, sample, Options(tolerance=0.05), measure)
     assert chosen.rounding == "approximate"
     within = [trial for trial in trials if trial.seconds is not None]
     assert all(trial.agreement >= 0.95 for trial in within)
     assert dict(chosen.keep_bits) == min(within, key=lambda trial: trial.seconds).keep_bits
-    exact, trials = planner.search(graph, sample, Options(tolerance=0.0), lambda p, o: 1.0)
+    exact, trials = planner.search(graph, sample, Options(tolerance=0.0), measure)
     assert exact.rounding == "exact" or all(trial.agreement == 1 for trial in trials if trial.seconds is not None)
+
+
+def test_a_plan_that_fails_once_compiled_is_not_chosen():
+    """Our model of the noise leaves out the output's, so it lets pass what the simulation does not."""
+    graph = wide(uneven())
+
+    def turned(planned, options, x):
+        return 1.0, -interpret(graph, x)
+
+    chosen, trials = planner.search(graph, inputs_for(graph, 300, 1), Options(tolerance=0.05), turned)
+    assert chosen.rounding == "exact"
+    assert any(trial.seconds is not None for trial in trials)
+
+
+def test_auto_rounds_the_digits_network():
+    model = compile(zoo.load_model("digits-mlp-bnn"), load_dataset("digits").x_train[:300], "tfhe", rounding="auto")
+    assert model.program.parameters["rounding"] == "approximate"
 
 
 def test_auto_says_what_it_looked_at():

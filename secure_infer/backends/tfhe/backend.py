@@ -62,7 +62,7 @@ class TfheBackend:
         calibration = _checked(graph, calibration)
         found: dict[str, Any] = {"calibration": list(review(graph, calibration))}
         if chosen.rounding == "auto":
-            chosen, trials = search(graph, calibration, chosen, partial(_seconds, graph, calibration))
+            chosen, trials = search(graph, calibration, chosen, partial(_measure, graph, calibration))
             found["search"] = [trial.as_dict() for trial in trials]
         planned = plan(graph, calibration, chosen)
         chosen = replace(chosen, p_error=settled(planned, chosen))
@@ -149,14 +149,15 @@ def _output(graph: Graph, planned: Plan, calibration: Integers, options: Options
     return Output(*found[0 if safe else 1], safe)
 
 
-def _seconds(graph: Graph, calibration: Integers, planned: Plan, options: Options) -> float:
-    """What a plan costs: compiled, and thrown away."""
-    from secure_infer.backends.tfhe.roles import discard_files
+def _measure(
+    graph: Graph, calibration: Integers, planned: Plan, options: Options, x: Integers
+) -> tuple[float, Integers]:
+    """What a plan costs, and its simulated outputs: compiled, tried, and thrown away."""
+    from secure_infer.backends.tfhe.simulate import Simulation
 
-    circuit = _build(graph, calibration, planned, options)[1]
-    seconds = look_up_seconds(circuit.server)
-    discard_files(circuit.server)
-    return seconds
+    output, circuit, settings = _build(graph, calibration, planned, options)
+    program = assemble(graph, planned, output, options, circuit, settings, {})
+    return program.parameters["cpu_seconds_estimate"], Simulation(program)(x)
 
 
 def _build(graph: Graph, calibration: Integers, planned: Plan, options: Options) -> tuple[Output, Any, dict[str, Any]]:

@@ -34,8 +34,6 @@ def evaluate(plan: Plan, x: Integers, p_error: float | None = None, seed: int = 
     for step in plan.steps:
         values[step.name] = _step(step, [values[name] for name in step.inputs], noise, rng)
     held, t = plan.result, values[plan.output]
-    if noise:  # the output's noise passes half of one of its units with the same probability
-        t = t + np.rint(rng.normal(0.0, noise / 2, t.shape)).astype(np.int64)
     return np.asarray((held.gain * t + held.offset) // held.parts)
 
 
@@ -44,7 +42,7 @@ def _step(step: Step, inputs: list[Integers], noise: float, rng: np.random.Gener
         op = step.op
         if isinstance(op, Linear | Conv2d):
             op = replace(op, bias=np.zeros_like(op.bias))
-        return apply(op, *inputs)
+        return apply(op, *inputs, use_float=True)  # exact: what a ciphertext can hold is far below 2**53
     if isinstance(step.op, Max):
         scale, add = step.before
         return apply(step.op, scale * inputs[0] + add)

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,9 +25,10 @@ from secure_infer.graph.interpret import interpret
 from secure_infer.graph.types import Integers
 
 _LOG = logging.getLogger(__name__)
+Measure: TypeAlias = Callable[[Plan, Options, Integers], tuple[float, Integers]]
+"""Compiles a plan; its seconds of CPU for an inference, and its simulated outputs for some inputs."""
 ROUNDED = ((6, 0.9), (7, 0.9), (8, 0.9), (9, 0.9), (10, 0.9))
-"""Bits and failure probability, from coarse to fine, where every look-up rounds. Errors of the output stay small: 0.9
-means a standard deviation of four units of it."""
+"""Bits and failure probability, from coarse to fine, where every look-up rounds."""
 MIXED = ((4, 2.0**-10), (5, 2.0**-10), (6, 2.0**-10), (7, 2.0**-10))
 """The same where some tables read every bit, and have to be right."""
 SAMPLES = 512
@@ -42,7 +43,8 @@ class Trial:
     Attributes:
         keep_bits: Bits kept by each rounded layer.
         p_error: Failure probability that parameters were, or would be, chosen for.
-        agreement: Share of calibration inputs with the exact network's class, noise drawn by our own model.
+        agreement: Share of calibration inputs with the exact network's class: of the compiled circuit, simulated; of
+            one that was not compiled, by our own model of the noise of look-ups.
         seconds: Estimate of CPU time for an inference; None where it was not compiled.
     """
 
@@ -79,27 +81,23 @@ def _rounds(look_up: Bootstraps) -> bool:
     return isinstance(look_up, LookUp) and look_up.approximate
 
 
-def search(
-    graph: Graph, calibration: Integers, options: Options, cost: Callable[[Plan, Options], float]
-) -> tuple[Options, list[Trial]]:
+def search(graph: Graph, calibration: Integers, options: Options, measure: Measure) -> tuple[Options, list[Trial]]:
     """The options to compile with, and all plans that were looked at.
 
     Args:
         graph: The network.
         calibration: Integers, shape `(n, *input shape)`.
         options: What the user chose; `tolerance` is the share of inputs whose class may change.
-        cost: Compiles a plan and estimates its seconds.
+        measure: Compiles a plan and tries it.
     """
-    return _Search(graph, calibration, options, cost).run()
+    return _Search(graph, calibration, options, measure).run()
 
 
 class _Search:
     """First one noise level for all layers, then each layer by itself."""
 
-    def __init__(
-        self, graph: Graph, calibration: Integers, options: Options, cost: Callable[[Plan, Options], float]
-    ) -> None:
-        self.graph, self.calibration, self.options, self.cost = graph, calibration, options, cost
+    def __init__(self, graph: Graph, calibration: Integers, options: Options, measure: Measure) -> None:
+        self.graph, self.calibration, self.options, self.measure = graph, calibration, options, measure
         self.sample = calibration[:SAMPLES]
         self.classes = _classes(graph, interpret(graph, self.sample))
         self.trials: list[Trial] = []
@@ -146,16 +144,22 @@ class _Search:
         options = _rounding(self.options, bits, p_error)
         try:
             planned = plan(self.graph, self.calibration, options)
-            outputs = evaluate(planned, self.sample, p_error)
-            trial = Trial(bits, p_error, float((_classes(self.graph, outputs) == self.classes).mean()))
-            if 1 - trial.agreement <= self.options.tolerance:
-                trial = replace(trial, seconds=self.cost(planned, options))
+            trial = Trial(bits, p_error, self._agreement(evaluate(planned, self.sample, p_error)))
+            if self._bears(trial):
+                seconds, outputs = self.measure(planned, options, self.sample)
+                trial = replace(trial, agreement=self._agreement(outputs), seconds=seconds)
         except ParametersError:
             return None
         self.trials.append(trial)
         spent = "not compiled" if trial.seconds is None else f"{trial.seconds:.2f} s of CPU"
         _LOG.info("keep %s at %.2g: agreement %.3f, %s", bits, p_error, trial.agreement, spent)
-        return trial if trial.seconds is not None else None
+        return trial if trial.seconds is not None and self._bears(trial) else None
+
+    def _agreement(self, outputs: Integers) -> float:
+        return float((_classes(self.graph, outputs) == self.classes).mean())
+
+    def _bears(self, trial: Trial) -> bool:
+        return 1 - trial.agreement <= self.options.tolerance
 
 
 def _rounding(options: Options, bits: Mapping[str, int], p_error: float) -> Options:
