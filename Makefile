@@ -4,9 +4,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
   $$p -c 'import sys; sys.exit(not ((3, 11, 1) <= sys.version_info[:3] < (3, 13)))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+NEWEST := .venv-newest
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-full lint bench clean
+.PHONY: setup demo test test-full test-newest lint bench clean
 
 setup: $(READY)
 
@@ -27,6 +28,14 @@ test: $(READY)
 test-full: $(READY)
 	$(BIN)/python -m pytest
 
+# Attacks and defenses need no cryptography, hence none of its old pins: the newest torch and numpy 2, for example
+# `make test-newest PYTHON=python3.12`.
+test-newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --editable . torch 'numpy>=2' scikit-learn pillow tqdm foolbox \
+	  hypothesis pytest pytest-timeout
+	$(NEWEST)/bin/python -m pytest -m "not full" tests/attacks tests/defenses
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +47,4 @@ bench: $(READY)
 	$(BIN)/secure-infer bench --report
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
