@@ -45,7 +45,9 @@ def test_the_zoo_is_complete() -> None:
         "mnist-cnn-float",
         "mnist-cnn-poly",
         "mnist-cnn-qat",
+        "mnist-lenet5-qat",
         "mnist-mlp-bnn",
+        "mnist-mlp-qat",
     ]
 
 

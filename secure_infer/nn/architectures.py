@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secure_infer.errors import Problem, UsageError
+from secure_infer.nn.architectures_mpc import pooled_integers
 from secure_infer.nn.balanced import BalancedConv2d, BalancedLinear
 from secure_infer.nn.integers import IntegerConv2d, IntegerLinear, Levels, ShiftNorm2d
 from secure_infer.nn.layers import BinaryLinear, PolynomialActivation, Sign
@@ -218,7 +219,7 @@ def relu_cnn(
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     function.__name__.replace("_", "-"): function
-    for function in (binary_mlp, quantized_cnn, integer_cnn, sign_network, polynomial_cnn, relu_cnn)
+    for function in (binary_mlp, quantized_cnn, integer_cnn, sign_network, polynomial_cnn, relu_cnn, pooled_integers)
 }
 """Networks by the name that a recipe gives."""
 
