@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from secure_infer import backends
+from secure_infer.backends.parties.network import LOOPBACK, NETWORKS
 from secure_infer.bench import places
 from secure_infer.bench.peers import PEERS
 from secure_infer.errors import Problem, UsageError
@@ -22,6 +23,7 @@ _KINDS: Mapping[str, type] = {
     "peer": str,
     "batch": int,
     "mode": str,
+    "network": str,
     "options": dict,
 }
 
@@ -37,6 +39,7 @@ class Entry:
         peer: None for ours, else the name of the library that runs the same network.
         batch: Images a request.
         mode: "encrypted", or "simulate" for the protocol's errors without encryption.
+        network: Between all processes, the client's too: "loopback", or "lan" or "wan" for delays such as theirs.
         options: Options of the protocol, over those of the model's recipe.
     """
 
@@ -46,6 +49,7 @@ class Entry:
     peer: str | None = None
     batch: int = 1
     mode: Mode = "encrypted"
+    network: str = LOOPBACK
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,6 +58,7 @@ class Entry:
         batch = f"batch {self.batch}" if self.batch > 1 else ""
         options = [f"{name}={value}" for name, value in self.options.items()]
         extras = [self.peer or "", *options, batch, self.mode if self.mode != MODES[0] else ""]
+        extras.append(self.network if self.network != LOOPBACK else "")
         return " ".join([self.model, self.protocol, *filter(None, extras)])
 
     @property
@@ -151,6 +156,7 @@ def _entry_problems(where: str, entry: Mapping[str, Any]) -> Iterable[Problem]:
             yield Problem(f"{where}.{key}", f"Expected {kind.__name__}, got {entry[key]!r}.", "correct the value.")
         elif kind is int and entry.get(key, 1) < 1:
             yield Problem(f"{where}.{key}", f"Expected at least 1, got {entry[key]}.", "correct the value.")
-    for key, choices in (("protocol", backends.protocols()), ("peer", PEERS), ("mode", MODES)):
+    named = {"protocol": backends.protocols(), "peer": PEERS, "mode": MODES, "network": tuple(NETWORKS)}
+    for key, choices in named.items():
         if isinstance(value := entry.get(key), str) and value not in choices:
             yield Problem(f"{where}.{key}", f"Expected one of {', '.join(choices)}, got {value!r}.", "correct it.")

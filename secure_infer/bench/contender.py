@@ -26,6 +26,7 @@ class Subject:
         x: Held-out inputs, as `calibration`.
         y: Their classes, shape `(n,)`.
         options: Compile options of each protocol that the recipe gives.
+        trained: Whether its classes mean anything; random weights are measured for their latency alone.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Subject:
     x: npt.NDArray[Any]
     y: npt.NDArray[np.int64]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    trained: bool = True
 
 
 @dataclass(frozen=True, eq=False)

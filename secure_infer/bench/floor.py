@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from secure_infer.backends.parties.network import NETWORKS
+
+if TYPE_CHECKING:
+    from secure_infer.bench.cases import Entry
+    from secure_infer.bench.contender import Sample
 
 SEQUENTIAL = frozenset({"rounds"})
 """Primitives that wait for one another, whatever the number of cores."""
@@ -20,6 +26,7 @@ class Floor:
         cpu_seconds: Of CPU time for one image: the same on one core.
         primitives_s: Measured CPU seconds of one of each counted primitive.
         skipped: Counts that have no measured cost, so that the true floor lies higher.
+        network_s: Seconds of it that messages of one image take over a network between hosts.
         cores: Cores that share the work.
     """
 
@@ -28,6 +35,7 @@ class Floor:
     primitives_s: Mapping[str, float]
     skipped: tuple[str, ...]
     cores: int
+    network_s: float = 0.0
 
     def cpu_ratio(self, cpu_s: float | None) -> float | None:
         """CPU seconds of a run over those of its primitives: on a busy machine fairer than wall time.
@@ -41,20 +49,37 @@ class Floor:
         return asdict(self)
 
 
-def floor(counts: Mapping[str, float], primitives: Mapping[str, float], cores: int) -> Floor | None:
+def floor(
+    counts: Mapping[str, float], primitives: Mapping[str, float], cores: int, network_s: float = 0.0
+) -> Floor | None:
     """`sum over primitives of count * cost / cores`, undivided if `SEQUENTIAL`; None if nothing counted has a cost.
 
     Args:
         counts: Primitive operations of one image.
         primitives: CPU seconds of one of each.
         cores: Cores that may run at once.
+        network_s: Seconds that messages take over a network between hosts; they come on top.
     """
     known = {name: primitives[name] for name in counts if name in primitives}
     costs = {name: counts[name] * cost for name, cost in known.items()}
     seconds = sum(cost / (1 if name in SEQUENTIAL else cores) for name, cost in costs.items())
     if seconds <= 0:
         return None
-    return Floor(seconds, sum(costs.values()), known, tuple(sorted(counts.keys() - known.keys())), cores)
+    skipped = tuple(sorted(counts.keys() - known.keys()))
+    return Floor(seconds + network_s, sum(costs.values()), known, skipped, cores, network_s)
+
+
+def waiting(entry: Entry, samples: Sequence[Sample]) -> float:
+    """Least seconds that the messages of a request take over the entry's network; zero without one.
+
+    One way from party to party for each round, and from the client and back; both directions have the bandwidth.
+    """
+    network = NETWORKS[entry.network]
+    if network is None or not samples:
+        return 0.0
+    statistics, sizes = samples[-1].statistics, samples[-1].bytes
+    between = network.seconds(statistics.get("rounds", 0), statistics.get("bytes_between_parties", 0) / 2)
+    return between + network.seconds(2, sum(sizes.values()))
 
 
 def usable_cores() -> int:

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secure_infer import backends
+from secure_infer import backends, bundle
 from secure_infer.backends.base import Program
+from secure_infer.backends.parties.network import NETWORKS, between_parties
 from secure_infer.bench.cases import Entry
 from secure_infer.bench.contender import Reals, Sample, Setup, Subject
+from secure_infer.bench.faraway import Faraway
 from secure_infer.bench.host import LIBRARIES
 from secure_infer.client import Client, Stopwatch
 from secure_infer.compiler import Compiled, compile
 from secure_infer.graph import Graph, interpret, interpret_real
+from secure_infer.wire.transport import InProcess
 
 _CHUNK = 500
 
@@ -55,7 +58,7 @@ class Ours:
         self._backend = backends.load(entry.protocol)
         sent = raw = None
         if self._encrypts:
-            self._client: Client = self._compiled.client()
+            self._client: Client = self._reach(entry.network)
             keys = self._client.keys()
             evaluation = keys.evaluation
             if keys.secret or evaluation:
@@ -91,7 +94,17 @@ class Ours:
 
     def close(self) -> None:
         """End the servers."""
-        self._compiled.close()
+        if self._encrypts:
+            self._client.close()
+
+    def _reach(self, network: str) -> Client:
+        """A client of servers on this machine, behind a network if there is to be one."""
+        program = self._compiled.program
+        half = bundle.pack_client_half(self._compiled.interface, program.client)
+        with between_parties(network):
+            near = InProcess(half, self._backend.servers(program.servers))
+        shape = NETWORKS[network]
+        return Client(near if shape is None else Faraway(near, shape))
 
     def _simulate(self, x: npt.NDArray[Any]) -> Sample:
         watch = Stopwatch()

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from secure_infer.backends.parties.network import LOOPBACK
 from secure_infer.bench.cases import Entry
 from secure_infer.bench.contender import PHASES, Reals, Sample, Setup
 from secure_infer.bench.floor import Floor
@@ -22,6 +23,8 @@ from secure_infer.bench.statistics import median_or_none, wilson
 from secure_infer.errors import Problem, UsageError
 
 Record: TypeAlias = dict[str, Any]
+NO_ACCURACY = dict.fromkeys(("accuracy", "accuracy_interval", "accuracy_clear", "accuracy_clear_full"))
+"""For networks of random weights."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -141,7 +144,8 @@ def read(path: Path) -> list[Record]:
 def identity(record: Record) -> tuple[Any, ...]:
     """What makes two records rows of the same thing at different times."""
     keys = ("case", "protocol", "model", "peer", "mode", "batch")
-    return *(record.get(key) for key in keys), json.dumps(record.get("options", {}), sort_keys=True)
+    network = record.get("network", LOOPBACK)
+    return *(record.get(key) for key in keys), network, json.dumps(record.get("options", {}), sort_keys=True)
 
 
 def latest(folder: Path) -> list[Record]:

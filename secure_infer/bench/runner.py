@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
 from secure_infer.bench import host, records
 from secure_infer.bench.cases import Case, Entry
 from secure_infer.bench.contender import Contender, Sample, Subject
-from secure_infer.bench.floor import floor, usable_cores
+from secure_infer.bench.floor import floor, usable_cores, waiting
 from secure_infer.bench.ours import Ours
 from secure_infer.bench.peers import load_peer
 from secure_infer.bench.records import Record
@@ -29,6 +30,7 @@ def run_case(
     case: Case,
     *,
     n: int | None = None,
+    network: str | None = None,
     load: Callable[[str], Subject] = load_subject,
     progress: Progress | None = None,
 ) -> Iterator[Record]:
@@ -37,6 +39,7 @@ def run_case(
     Args:
         case: What to run.
         n: Images through each protocol, instead of what each entry says.
+        network: Between all processes, instead of what each entry says; peers that can't be slowed down are left out.
         load: Finds a model and its data by name.
         progress: Called after each request.
 
@@ -47,7 +50,9 @@ def run_case(
     missing: list[Problem] = []
     ran = False
     for group in case.groups():
-        entries = [replace(entry, n_encrypted=n) if n is not None else entry for entry in group]
+        changes: dict[str, Any] = {"n_encrypted": n, "network": network}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        entries = [replace(entry, **changes) for entry in group]
         for record in _run_group(case.name, entries, load(group[0].model), progress or silent, missing):
             ran = True
             yield record
@@ -122,7 +127,8 @@ def _record(entry: Entry, contender: Contender, samples: Sequence[Sample], subje
     clear = contender.clear(subject.x)
     outputs = np.concatenate([sample.outputs for sample in samples])
     # The counts are those of one image a request, so a floor for larger batches would be too high.
-    bound = floor(setup.counts, contender.primitives(), usable_cores()) if entry.batch == 1 else None
+    alone = entry.batch == 1
+    bound = floor(setup.counts, contender.primitives(), usable_cores(), waiting(entry, samples)) if alone else None
     return {
         "case": "",
         "protocol": entry.protocol,
@@ -130,6 +136,7 @@ def _record(entry: Entry, contender: Contender, samples: Sequence[Sample], subje
         "fingerprint": "",
         "peer": entry.peer,
         "mode": entry.mode,
+        "network": entry.network,
         "batch": entry.batch,
         "options": dict(entry.options),
         "n": n,
@@ -137,6 +144,7 @@ def _record(entry: Entry, contender: Contender, samples: Sequence[Sample], subje
         **records.quality(outputs, clear[:n], subject.y[:n]),
         "accuracy_clear_full": float((clear.argmax(axis=1) == subject.y).mean()),
         "n_clear_full": len(subject.y),
+        **({} if subject.trained else records.NO_ACCURACY),
         **records.timing(entry, setup, samples, bound),
         "parameters": dict(setup.parameters),
         "host": host.host(),

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from secure_infer.bench.contender import Subject
+from secure_infer.bench.untrained import is_untrained, untrained
 from secure_infer.errors import missing_extra
 from secure_infer.graph import Graph, store
 
@@ -14,13 +15,15 @@ CALIBRATION = 1000
 
 
 def load_subject(name: str) -> Subject:
-    """A trained model of the zoo, calibrated on training images and measured on held-out ones.
+    """A trained model of the zoo, calibrated on training images and measured on held-out ones; or an untrained one.
 
     Raises:
         UsageError: No such model.
         DataError: Its data set is nowhere to be found.
         MissingExtra: torch, which the zoo needs, is not installed.
     """
+    if is_untrained(name):
+        return untrained(name)
     try:
         from secure_infer import zoo
         from secure_infer.nn.data import load_dataset

@@ -37,6 +37,9 @@ def bench(
     protocol: Annotated[
         list[str] | None, typer.Option("--protocol", metavar="NAME", help="Only entries of this protocol; repeatable.")
     ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="NAME", help="Delays between processes: loopback, lan or wan.")
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the cases.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write tables and plots from the records.")] = False,
     results: Annotated[Path | None, typer.Option("--results", metavar="DIR", help="Folder of the records.")] = None,
@@ -55,9 +58,10 @@ def bench(
     if cases:
         services = [name for name in cases if name in SERVICES]
         chosen = _chosen([name for name in cases if name not in SERVICES], protocol or [])
+        _require_network(network)
         for name in services:
             _serve(name, n, folder, json)
-        _run(chosen, n, folder, json)
+        _run(chosen, n, network, folder, json)
     if report:
         _report(folder, json)
 
@@ -103,12 +107,22 @@ def _chosen(names: Sequence[str], protocols: Sequence[str]) -> list[Case]:
     return [load_case(name).only(protocols) for name in names]
 
 
-def _run(cases: Sequence[Case], n: int | None, folder: Path, as_json: bool) -> None:
+def _require_network(name: str | None) -> None:
+    from secure_infer.backends.parties.network import NETWORKS
+
+    if name is not None and name not in NETWORKS:
+        raise UsageError(
+            f"There is no network {name!r}.",
+            [Problem("--network", f"Expected one of {', '.join(NETWORKS)}.", "correct the name.")],
+        )
+
+
+def _run(cases: Sequence[Case], n: int | None, network: str | None, folder: Path, as_json: bool) -> None:
     from secure_infer.bench import append, run_case
 
     for case in cases:
         with _progress() as progress:
-            for record in run_case(case, n=n, progress=progress):
+            for record in run_case(case, n=n, network=network, progress=progress):
                 append(folder / f"{case.name}.jsonl", record)
                 console.say(encoder.dumps(record) if as_json else _line(record))
 
@@ -127,8 +141,9 @@ def _report(folder: Path, as_json: bool) -> None:
 def _line(record: dict[str, Any]) -> str:
     """One record for people."""
     wall = record["wall_s"]
-    who = f"{record['model']} {record['protocol']} {record['peer'] or 'ours'}"
-    shares = f"accuracy {record['accuracy']:.1%} (clear {record['accuracy_clear']:.1%})"
+    who = f"{record['model']} {record['protocol']} {record['peer'] or 'ours'} {record['network']}"
+    trained = record["accuracy"] is not None
+    shares = f"accuracy {record['accuracy']:.1%} (clear {record['accuracy_clear']:.1%})" if trained else "untrained"
     return f"{who:<44} run {console.seconds(wall['run']):>8} an image, {shares}, agreement {record['agreement']:.1%}"
 
 

@@ -26,6 +26,7 @@ SCHEMA: dict[str, Any] = {
     "fingerprint": str,
     "peer": (str, type(None)),
     "mode": str,
+    "network": str,
     "batch": int,
     "options": dict,
     "n": int,

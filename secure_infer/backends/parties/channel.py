@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from secure_infer.backends.parties.messages import HEADER_BYTES
+from secure_infer.backends.parties.network import STAMP_BYTES, Line, Network
 from secure_infer.errors import Problem, ProtocolError
 from secure_infer.graph.types import Integers
 
@@ -93,6 +94,12 @@ def _deaf(listen: Address, error: OSError) -> ProtocolError:
 class Channel:
     """Messages to and from one peer, strictly in turn.
 
+    Args:
+        peer: Its name.
+        inbound: The connection that it sends on.
+        outbound: The connection that it receives on, which may be the same.
+        network: To be waited for, in measurements on one machine; both ends must be given the same.
+
     Attributes:
         peer: Name of the peer, for errors.
         bytes_sent: Payload and length prefixes handed to TLS so far.
@@ -100,8 +107,11 @@ class Channel:
         rounds: Messages or simultaneous exchanges of messages so far.
     """
 
-    def __init__(self, peer: str, inbound: ssl.SSLSocket, outbound: ssl.SSLSocket) -> None:
+    def __init__(
+        self, peer: str, inbound: ssl.SSLSocket, outbound: ssl.SSLSocket, network: Network | None = None
+    ) -> None:
         self.peer, self._inbound, self._outbound = peer, inbound, outbound
+        self._line = Line(network) if network else None
         self.bytes_sent = self.bytes_received = self.rounds = 0
 
     def send(self, data: bytes | memoryview) -> None:
@@ -165,7 +175,7 @@ class Channel:
 
     def _send(self, data: bytes | memoryview) -> None:
         try:
-            header = struct.pack("<Q", len(data))
+            header = struct.pack("<Q", len(data)) + (self._line.stamp() if self._line else b"")
             if len(data) <= _SMALL:
                 self._outbound.sendall(header + bytes(data))
             else:
@@ -177,10 +187,14 @@ class Channel:
 
     def _receive(self, size: int | None) -> bytearray:
         (length,) = struct.unpack("<Q", self._read(HEADER_BYTES))
+        stamp = self._read(STAMP_BYTES) if self._line else b""
         if length != size and (size is not None or length > _LONGEST_UNSIZED):
             raise lost(self.peer, f"sent {length} bytes where {size} were due")
         self.bytes_received += HEADER_BYTES + length
-        return self._read(length)
+        received = self._read(length)
+        if self._line:
+            self._line.wait(stamp, HEADER_BYTES + length)
+        return received
 
     def _read(self, count: int) -> bytearray:
         buffer = bytearray(count)

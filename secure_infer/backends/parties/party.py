@@ -62,6 +62,8 @@ class Party(ABC):
         run = self._meet(share)
         started, burnt = time.perf_counter(), time.process_time()
         rounds, sent = self._peer.rounds - 1, self._peer.bytes_sent - HEADER_BYTES - HANDSHAKE_BYTES
+        received = self._peer.bytes_received - HEADER_BYTES - HANDSHAKE_BYTES
+        dealt = sum(channel.bytes_received for channel in self._channels[1:])
         try:
             result = self._evaluate(share.values)
         except Exception:
@@ -71,6 +73,8 @@ class Party(ABC):
         statistics = {
             "rounds": self._peer.rounds - rounds,
             "bytes_sent": self._peer.bytes_sent - sent,
+            "bytes_between_parties": self._peer.bytes_sent - sent + self._peer.bytes_received - received,
+            "bytes_from_dealer": sum(channel.bytes_received for channel in self._channels[1:]) - dealt,
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - burnt,
         }

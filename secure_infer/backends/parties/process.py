@@ -3,7 +3,7 @@
 Commands come in on standard input, answers go out on standard output, each a frame behind its length (8 bytes, little
 endian). Whatever a library prints goes to standard error. The process ends when its standard input does.
 
-    start    {role, peers, timeout, threads, listen, settings}; key, certificate, peers' certificates   ->  {port}
+    start    {role, peers, timeout, threads, listen, network, settings}; key, certificate, those of peers   ->  {port}
     connect  {addresses}                                                                ->  {}
     load     {}; the parts of the party's half                                          ->  {}
     run      {}; a share                                   ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NoReturn
 
 from secure_infer.backends.parties.channel import HOST, Address, Channel, Gate, Identity
+from secure_infer.backends.parties.network import LOOPBACK, NETWORKS, Network
 from secure_infer.backends.parties.party import Party
 from secure_infer.backends.parties.seam import DEALER_NAME, PARTY_NAMES
 from secure_infer.errors import ProtocolError, SecureInferError
@@ -50,23 +51,25 @@ def read_frame(pipe: BinaryIO) -> bytes:
     return pipe.read(struct.unpack("<Q", header)[0]) if len(header) == 8 else b""
 
 
-def connect(role: str, gate: Gate, addresses: Mapping[str, Address]) -> dict[str, Channel]:
+def connect(
+    role: str, gate: Gate, addresses: Mapping[str, Address], network: Network | None = None
+) -> dict[str, Channel]:
     """Connect: party 0 listens for party 1, on a connection for each direction; the dealer listens for both."""
     channels = {}
     first, second = PARTY_NAMES
     if role == first:
         inbound, outbound = gate.accept(second), gate.accept(second)
-        channels[second] = Channel(second, inbound, outbound)
+        channels[second] = Channel(second, inbound, outbound, network)
     elif role == second:
         outbound, inbound = gate.call(first, addresses[first]), gate.call(first, addresses[first])
-        channels[first] = Channel(first, inbound, outbound)
+        channels[first] = Channel(first, inbound, outbound, network)
     if role == DEALER_NAME:
         for name in PARTY_NAMES:
             connection = gate.accept(name)
-            channels[name] = Channel(name, connection, connection)
+            channels[name] = Channel(name, connection, connection, network)
     elif DEALER_NAME in addresses:
         connection = gate.call(DEALER_NAME, addresses[DEALER_NAME])
-        channels[DEALER_NAME] = Channel(DEALER_NAME, connection, connection)
+        channels[DEALER_NAME] = Channel(DEALER_NAME, connection, connection, network)
     gate.close()
     return channels
 
@@ -110,7 +113,8 @@ def main(sit: Sit, deal: Deal) -> None:
         gate = Gate(Identity(key, certificate), peers, meta["timeout"], tuple(meta.get("listen", (HOST, 0))))
         write_frame(answers, frame.pack(ANSWER, [], {"port": gate.port}))
         given = frame.unpack(read_frame(commands), COMMAND).meta["addresses"]
-        channels = connect(role, gate, {name: (host, port) for name, (host, port) in given.items()})
+        network = NETWORKS[meta.get("network", LOOPBACK)]
+        channels = connect(role, gate, {name: (host, port) for name, (host, port) in given.items()}, network)
         if role == DEALER_NAME:
             deal(channels, lambda: write_frame(answers, frame.pack(ANSWER, [])))
         rank = PARTY_NAMES.index(role)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from secure_infer.backends.parties.channel import HOST, Identity, new_identity
 from secure_infer.backends.parties.messages import QUERY
+from secure_infer.backends.parties.network import chosen
 from secure_infer.backends.parties.seam import DEALER_NAME, LONGEST_RUN, PARTY_NAMES, Setup
 from secure_infer.backends.parties.worker import GRACE_SECONDS, START_SECONDS, Worker
 from secure_infer.errors import Problem, ProtocolError, SecureInferError
@@ -87,6 +88,14 @@ class Session:
         """Process numbers, by name; empty once the session is closed."""
         return {name: worker.process.pid for name, worker in self._workers.items()}
 
+    def dealer_seconds(self) -> float:
+        """CPU that the dealer's process has taken so far; zero if there is no dealer or the system does not tell."""
+        process = self.processes.get(DEALER_NAME)
+        try:
+            return time.clock_gettime(~process << 3 | 2) if process else 0.0  # as of clock_getcpuclockid(3)
+        except OSError:
+            return 0.0
+
     def load(self, halves: Sequence[Sequence[bytes]]) -> None:
         """Load a model: the parts of each party's half."""
         for name, parts in zip(PARTY_NAMES, halves, strict=True):
@@ -119,6 +128,7 @@ class Session:
                 "timeout": self.timeout,
                 "settings": dict(setup.settings),
                 "threads": threads,
+                "network": chosen(),
             }
             mine = identities[name]
             worker.send("start", meta, [mine.key, mine.certificate, *peers.values()])
@@ -170,7 +180,9 @@ class PartyRole:
     """One server party, as the caller sees it.
 
     Attributes:
-        statistics: Of the last run: rounds, bytes_sent (to the other party), seconds, cpu_seconds (of the process).
+        statistics: Of the last run: rounds, bytes_sent (to the other party), bytes_between_parties (in both
+            directions), bytes_from_dealer (to this party), seconds, cpu_seconds (of the process), and dealer_cpu_ms
+            that the dealer took meanwhile.
     """
 
     def __init__(self, session: Session, party: int) -> None:
@@ -190,8 +202,9 @@ class PartyRole:
             KeyMismatch: A share for another model.
             ProtocolError: The other party was not run, or a process or connection failed; says which.
         """
+        dealing = self._session.dealer_seconds()
         answer = self._session.run(self._party, message)
-        self.statistics = dict(answer.meta)
+        self.statistics = {**answer.meta, "dealer_cpu_ms": 1000 * (self._session.dealer_seconds() - dealing)}
         self._cpu_seconds += self.statistics["cpu_seconds"]
         return answer.parts[0]
 

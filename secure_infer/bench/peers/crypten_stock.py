@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import multiprocessing
-import os
 import socket
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,12 +15,12 @@ import numpy.typing as npt
 from secure_infer.bench.cases import Entry
 from secure_infer.bench.contender import Reals, Sample, Setup, Subject
 from secure_infer.bench.ours import evaluate, graph_of
-from secure_infer.client import Stopwatch
-from secure_infer.errors import Problem, ProtocolError, UnsupportedNetwork, missing_extra
-from secure_infer.graph import Graph, Linear, Reshape, Sign, store
+from secure_infer.bench.peers.crypten_party import PARTIES, serve
+from secure_infer.errors import Problem, ProtocolError, UnsupportedNetwork, UsageError, missing_extra
+from secure_infer.graph import Conv2d, Graph, Linear, Max, QuantRelu, Reshape, Sign, store
 
-_PARTIES = 2
-_TIMEOUT_S = 300
+_TIMEOUT_S = 600
+_RELU = "relu"
 
 
 class CryptenStock:
@@ -33,18 +30,24 @@ class CryptenStock:
     mask: this is a baseline for speed, not a secure setting.
 
     Args:
-        subject: A chain of linear layers and signs.
-        entry: Takes no options.
+        subject: A chain of linear layers, convolutions, maxima, signs and quantized ReLUs.
+        entry: With the option `relu`, each quantized ReLU is a plain one: cheaper, and another function than ours.
 
     Raises:
         MissingExtra: CrypTen is not installed.
         UnsupportedNetwork: The network is no such chain.
+        UsageError: Another option.
     """
 
     def __init__(self, subject: Subject, entry: Entry) -> None:
         if importlib.util.find_spec("crypten") is None:
             raise missing_extra("The peer crypten", "mpc", "crypten")
-        self._graph = graph_of(subject, "mpc")
+        if set(entry.options) - {_RELU}:
+            raise UsageError(
+                "The peer crypten has no such options.",
+                [Problem("options", f"Got {dict(entry.options)}.", "use relu = true, or none.")],
+            )
+        self._graph, self._settings = graph_of(subject, "mpc"), (bool(entry.options.get(_RELU)), entry.network)
         _require_expressible(self._graph)
         self._parties: list[tuple[Any, Connection]] = []
         try:
@@ -55,7 +58,7 @@ class CryptenStock:
         self.setup = Setup(
             wall_s={},
             cpu_s={},
-            parameters={"parties": _PARTIES, "provider": "TFP", "precision_bits": 16},
+            parameters={"parties": PARTIES, "provider": "TFP", "precision_bits": 16},
             libraries=("crypten", "torch"),
         )
 
@@ -93,9 +96,9 @@ class CryptenStock:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         port = _free_port()
-        for rank in range(_PARTIES):
+        for rank in range(PARTIES):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_party, args=(rank, port, theirs), daemon=True)
+            process = context.Process(target=serve, args=(rank, port, theirs, *self._settings), daemon=True)
             process.start()
             theirs.close()
             self._parties.append((process, mine))
@@ -120,7 +123,7 @@ def _require_expressible(graph: Graph) -> None:
     problems = [
         Problem(node.name, f"The peer crypten does not express {node.kind} here.", "choose another model.")
         for before, node in zip(chain, graph.nodes, strict=False)
-        if not isinstance(node.op, Linear | Sign | Reshape) or node.inputs != (before,)
+        if not isinstance(node.op, Linear | Conv2d | Max | Sign | QuantRelu | Reshape) or node.inputs != (before,)
     ]
     if problems:
         raise UnsupportedNetwork("The peer crypten can't run this network.", problems)
@@ -130,64 +133,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _party(rank: int, port: int, pipe: Connection) -> None:
-    """A party's process: receive the graph, then answer images until the pipe closes."""
-    rendezvous = f"tcp://127.0.0.1:{port}"
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(_PARTIES), RENDEZVOUS=rendezvous, OMP_NUM_THREADS="1")
-    import crypten
-    import torch
-
-    torch.set_num_threads(1)
-    crypten.init()
-    crypten.cfg.communicator.verbose = True
-    graph = store.from_bytes(pipe.recv_bytes(), pipe.recv_bytes())
-    network = _share_network(crypten, torch, graph)
-    pipe.send_bytes(b"ready")
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            shape = json.loads(pipe.recv_bytes())
-            units = np.frombuffer(pipe.recv_bytes(), dtype="<i8").reshape(shape).astype(np.float64)
-            _answer(pipe, rank, network, torch.tensor(units, dtype=torch.float64))
-
-
-def _share_network(crypten: Any, torch: Any, graph: Graph) -> Callable[..., Any]:
-    """The graph as a function of a shared tensor `(n, in)`; party 0's weights become shares here, once."""
-    steps: list[Callable[[Any], Any]] = []
-    for node in graph.nodes:
-        if isinstance(node.op, Linear):
-            weight = crypten.cryptensor(torch.tensor(node.op.weight.T.astype(np.float64)), src=0)
-            bias = crypten.cryptensor(torch.tensor(node.op.bias.astype(np.float64)), src=0)
-            steps.append(lambda x, weight=weight, bias=bias: x.matmul(weight) + bias)  # type: ignore[misc]
-        elif isinstance(node.op, Sign):
-            threshold = crypten.cryptensor(torch.tensor(node.op.threshold.astype(np.float64)), src=0)
-            steps.append(lambda x, threshold=threshold: (x - threshold).ge(0) * 2 - 1)  # type: ignore[misc]
-
-    def network(x: Any) -> Any:
-        for step in steps:
-            x = step(x)
-        return x
-
-    return network
-
-
-def _answer(pipe: Connection, rank: int, network: Callable[..., Any], units: Any) -> None:
-    import crypten
-    from crypten import communicator
-
-    watch, link = Stopwatch(), communicator.get()
-    flat = units.reshape(len(units), -1)
-    link.barrier()
-    with watch.phase("encrypt"):
-        shared = crypten.cryptensor(flat if rank == 1 else flat * 0, src=1)
-    link.reset_communication_stats()
-    with watch.phase("run"):
-        result = network(shared)
-    statistics = {"rounds": link.comm_rounds, "bytes_between_parties": link.comm_bytes}
-    with watch.phase("decrypt"):
-        outputs = result.get_plain_text()
-    answer = {"wall_s": watch.wall_s, "cpu_s": watch.cpu_s, "statistics": statistics}
-    pipe.send_bytes(json.dumps(answer).encode())
-    if rank == 0:
-        pipe.send_bytes(np.ascontiguousarray(outputs.numpy(), dtype="<f8").tobytes())
