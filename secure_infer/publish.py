@@ -32,14 +32,19 @@ _SAMPLES = 3
 _ACTIVATIONS = (Sign, QuantRelu, Lookup, Max, Polynomial)
 
 
-def publish(folder: Path, progress: bool = False) -> Trained:
+def publish(folder: Path, progress: bool = False, checkpoint: Path | None = None) -> Trained:
     """Train the model whose `recipe.toml` lies in `folder`, and write the other files beside it.
+
+    Args:
+        folder: Holds `recipe.toml`.
+        progress: Whether to show a bar.
+        checkpoint: As for `train`.
 
     Raises:
         UsageError: A recipe that is not valid, or a folder that can't be written to.
         DataError: The data set is not to be had.
     """
-    trained = train(read_recipe(folder / zoo.RECIPE), progress)
+    trained = train(read_recipe(folder / zoo.RECIPE), progress, checkpoint=checkpoint)
     weights = zoo.to_bytes(trained.net)
     files.write(folder / zoo.WEIGHTS, weights)
     describe(folder, _results(trained, weights))

@@ -15,6 +15,9 @@ from secure_infer.errors import missing_extra
 def train(
     name: Annotated[str, typer.Argument(help="Model of the zoo.")],
     out: Annotated[Path | None, typer.Option(help="Weights to write; NAME.safetensors by default.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="State after each epoch; an interrupted run goes on from it.")
+    ] = None,
     json: console.Json = False,
 ) -> None:
     """Train a model of the zoo by its recipe, and report its accuracy on the held-out part."""
@@ -26,7 +29,7 @@ def train(
     except ModuleNotFoundError as error:
         raise missing_extra("Training", "train", error.name or "torch") from error
 
-    trained = fit(recipe, progress=console.watched(json))
+    trained = fit(recipe, progress=console.watched(json), checkpoint=checkpoint)
     path = files.write(out or Path(f"{name}.safetensors"), zoo.to_bytes(trained.net))
     accuracy = trained.held_out
     facts: dict[str, Any] = {"correct": accuracy.correct, "n": accuracy.n, "interval": list(accuracy.interval)}

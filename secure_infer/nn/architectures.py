@@ -156,37 +156,34 @@ def polynomial_cnn(
     *,
     image: Sequence[int],
     classes: int,
-    channels: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    hidden: int,
+    convolutions: Sequence[Sequence[int]] = (),
+    hidden: Sequence[int] = (),
     radius: float = 3.0,
 ) -> nn.Sequential:
-    """A convolution and two linear layers with quadratic activations between, after LoLa (Brutzkus et al., ICML 2019).
+    """Convolutions and linear layers with quadratic activations between, after LoLa (Brutzkus et al., ICML 2019).
 
     Args:
         image: Channels, height and width of the input.
         classes: Outputs.
-        channels: Output channels of the convolution.
-        kernel: Width of its kernel.
-        stride: Its stride.
-        padding: Zeros around the image.
-        hidden: Neurons of the hidden layer.
+        convolutions: For each: output channels, width of the kernel, stride, zeros around its input.
+        hidden: Neurons of each fully connected hidden layer.
         radius: Half-width of the range that activations are meant for.
     """
+    layers: list[nn.Module] = []
     depth, height, width = image
-    height, width = _sides(height, width, kernel, stride, padding)
-    return nn.Sequential(
-        nn.Conv2d(depth, channels, kernel, stride=stride, padding=padding, bias=False),
-        nn.BatchNorm2d(channels),
-        PolynomialActivation(radius=radius),
-        nn.Flatten(),
-        nn.Linear(channels * height * width, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        PolynomialActivation(radius=radius),
-        nn.Linear(hidden, classes),
-    )
+    for number, kernel, stride, padding in convolutions:
+        layers += [
+            nn.Conv2d(depth, number, kernel, stride=stride, padding=padding, bias=False),
+            nn.BatchNorm2d(number),
+            PolynomialActivation(radius=radius),
+        ]
+        depth, height, width = number, *_sides(height, width, kernel, stride, padding)
+    layers.append(nn.Flatten())
+    size = depth * height * width
+    for number in hidden:
+        layers += [nn.Linear(size, number, bias=False), nn.BatchNorm1d(number), PolynomialActivation(radius=radius)]
+        size = number
+    return nn.Sequential(*layers, nn.Linear(size, classes))
 
 
 def relu_cnn(

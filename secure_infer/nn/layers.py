@@ -158,12 +158,55 @@ class Sign(nn.Module):
         return f"noise={self.noise}" if self.noise else ""
 
 
+class _Quadratic(torch.autograd.Function):
+    """`c + b x + a x^2` in few passes over memory; a tensor that is broadcast would cost far more than a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(x, columns)
+        constant, linear, square = _numbers(columns, x)
+        return (x * square).add_(linear).mul_(x).add_(constant)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, columns = ctx.saved_tensors
+        _, linear, square = _numbers(columns, x)
+        powers = grads[0], grads[0] * x, grads[0] * x * x
+        moments = torch.stack([power.sum_to_size(columns[0].shape) for power in powers])
+        return grads[0] * (x * (2 * square) + linear), moments.to(columns.dtype)
+
+
+def _numbers(columns: Tensor, x: Tensor) -> Any:
+    """Three columns as numbers where each holds but one."""
+    return columns.flatten().tolist() if columns.numel() == 3 else columns.to(x.dtype)
+
+
+class _Excess(torch.autograd.Function):
+    """Mean of `max(|x| / radius - 1, 0)^2`, whose gradient is what its forward pass makes on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, radius: float) -> Tensor:
+        excess = functional.softshrink(x, radius)
+        ctx.scale = 1 / (x.numel() * radius**2)
+        ctx.save_for_backward(excess)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return torch.linalg.vector_norm(excess, dtype=wide).square() * ctx.scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (excess,) = ctx.saved_tensors
+        return excess * (2 * ctx.scale * grads[0]).to(excess.dtype), None
+
+
 def _evaluate(rows: Tensor, x: Tensor) -> Tensor:
     """Horner's rule for coefficients `(channels | 1, degree + 1)` on `x` of shape `(n, channels, ...)`."""
     columns = rows.T.reshape((rows.shape[1], -1) + (1,) * (x.dim() - 2))
+    if len(columns) == 3:
+        result: Tensor = _Quadratic.apply(x, columns)  # type: ignore[no-untyped-call]
+        return result
     result = columns[-1].expand_as(x)
     for column in reversed(columns[:-1].unbind()):
-        result = result * x + column
+        result = torch.addcmul(column, result, x)
     return result
 
 
@@ -199,8 +242,9 @@ class PolynomialActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise; shape `(n, channels, ...)`."""
         if self.training:
-            self.peak = torch.maximum(self.peak, x.detach().abs().max().to(self.peak))
-            self._penalty = functional.relu(x.abs() / self.radius - 1).square().mean()
+            peak = torch.stack(x.detach().aminmax()).abs().max()
+            self.peak = torch.maximum(self.peak, peak.to(self.peak))
+            self._penalty = _Excess.apply(x, self.radius)  # type: ignore[no-untyped-call]
         return _evaluate(self.coefficients, x)
 
     def range_penalty(self) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from secure_infer.errors import InvalidInput, Problem
 from secure_infer.nn.architectures import build
+from secure_infer.nn.checkpoint import Checkpoint
 from secure_infer.nn.data import Dataset, load_dataset
 from secure_infer.nn.layers import range_penalty
 from secure_infer.nn.recipe import Recipe, Training
@@ -51,11 +53,18 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training data gave; `validation` is None where no data was kept back."""
+    """What one pass over the training data gave and took; `validation` is None where no data was kept back."""
 
     loss: float
     train: Accuracy
     validation: Accuracy | None
+    seconds: float
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Epoch:
+        """The epoch whose fields `dataclasses.asdict` gave."""
+        train, validation = (part and Accuracy(**part) for part in (data["train"], data["validation"]))
+        return cls(data["loss"], train, validation, data["seconds"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +84,9 @@ class Trained:
     seconds: float
 
 
-def train(recipe: Recipe, progress: bool = False, dataset: Dataset | None = None) -> Trained:
+def train(
+    recipe: Recipe, progress: bool = False, dataset: Dataset | None = None, checkpoint: Path | None = None
+) -> Trained:
     """Train the network of a recipe.
 
     The result depends only on the recipe, the data and the versions of the libraries: seed and number of threads are
@@ -85,20 +96,25 @@ def train(recipe: Recipe, progress: bool = False, dataset: Dataset | None = None
         recipe: What to train and how.
         progress: Whether to show a bar.
         dataset: Data to use in place of the recipe's.
+        checkpoint: A file that holds the state after each epoch, and from which an interrupted run goes on to the same
+            result; it is deleted at the end.
 
     Raises:
         DataError: The data set is not to be had.
-        UsageError: The recipe names no such data set or architecture, or parameters that do not fit.
+        UsageError: The recipe names no such data set or architecture, or parameters that do not fit; or a checkpoint
+            that is not this recipe's.
     """
     data = dataset or load_dataset(recipe.dataset)
     plan = recipe.training
+    kept = Checkpoint(checkpoint, repr(recipe)) if checkpoint else None
     with _reproducible(plan.seed, plan.threads):
-        start = perf_counter()
         net = build(recipe.architecture, recipe.parameters)
-        history = tuple(_fit(net, data, plan, progress))
-        seconds = perf_counter() - start
+        history = tuple(_fit(net, data, plan, progress, kept))
         net.eval()
-        return Trained(net, history, evaluate(net, data.x_test, data.y_test), seconds)
+        held_out = evaluate(net, data.x_test, data.y_test)
+    if kept:
+        kept.remove()
+    return Trained(net, history, held_out, sum(epoch.seconds for epoch in history))
 
 
 def evaluate(net: nn.Module, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64], batch_size: int = 1000) -> Accuracy:
@@ -148,7 +164,9 @@ def split_validation(labels: npt.NDArray[np.int64], share: float, seed: int) -> 
     return np.flatnonzero(~kept), np.flatnonzero(kept)
 
 
-def _fit(net: nn.Module, data: Dataset, plan: Training, progress: bool) -> Iterator[Epoch]:
+def _fit(
+    net: nn.Module, data: Dataset, plan: Training, progress: bool, checkpoint: Checkpoint | None = None
+) -> Iterator[Epoch]:
     chosen, kept = split_validation(data.y_train, plan.validation, plan.seed)
     images, labels = torch.as_tensor(data.x_train[chosen]), torch.as_tensor(data.y_train[chosen])
     steps = len(images) // plan.batch_size or 1
@@ -157,22 +175,37 @@ def _fit(net: nn.Module, data: Dataset, plan: Training, progress: bool) -> Itera
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(net, plan)
     schedule = _schedule(optimizer, plan, steps)
-    for _ in _bar(plan.epochs, progress):
+    saved = checkpoint.restore(net, optimizer, schedule) if checkpoint else {}
+    done = [Epoch.read(epoch) for epoch in saved.get("epochs", [])]
+    yield from done
+    for _ in _bar(plan.epochs - len(done), progress):
+        start = perf_counter()
         net.train()
         total, correct = 0.0, 0
         order = torch.randperm(len(images))
         for batch in torch.tensor_split(order[:seen], steps):
             x, y = augment(images[batch], plan), labels[batch]
-            with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
-                logits = _logits(net, x).float()
-            loss = _loss(net, logits, y, plan)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            loss, right = _step(net, x, y, plan, optimizer)
             schedule.step()
-            total, correct = total + float(loss.detach()), correct + int((logits.argmax(1) == y).sum())
+            total, correct = total + loss, correct + right
         validation = evaluate(net, data.x_train[kept], data.y_train[kept]) if len(kept) else None
-        yield Epoch(total / steps, Accuracy(correct, seen), validation)
+        done.append(Epoch(total / steps, Accuracy(correct, seen), validation, perf_counter() - start))
+        if checkpoint:
+            checkpoint.save(net, optimizer, schedule, {"epochs": [asdict(epoch) for epoch in done]})
+        yield done[-1]
+
+
+def _step(
+    net: nn.Module, images: Tensor, labels: Tensor, plan: Training, optimizer: torch.optim.Optimizer
+) -> tuple[float, int]:
+    """One step of the optimizer; the loss, and the number of images that the network gets right."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
+        logits = _logits(net, images).float()
+    loss = _loss(net, logits, labels, plan)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(loss.detach()), int((logits.argmax(1) == labels).sum())
 
 
 def _loss(net: nn.Module, logits: Tensor, labels: Tensor, plan: Training) -> Tensor:
