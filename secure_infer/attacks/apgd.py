@@ -15,6 +15,7 @@ from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import LOSSES, LossName, loss_of, scores_of
 from secure_infer.attacks.norms import per_image, steepest, within
 from secure_infer.attacks.restarts import Outcome, RestartedAttack, select
+from secure_infer.attacks.scores import parts
 from secure_infer.attacks.settings import require_settings
 
 _MOMENTUM = 0.75
@@ -78,7 +79,9 @@ class APGD(RestartedAttack):
 
 @dataclass(frozen=True)
 class TargetedAPGD(APGD):
-    """APGD-T (Croce and Hein 2020): APGD towards each of the likeliest wrong classes in turn; any wrong class will do.
+    """APGD-T (Croce and Hein 2020): APGD towards each of the likeliest wrong classes; any wrong class will do.
+
+    What withstands the walk to the likeliest class is walked to all others at once.
 
     Attributes:
         loss: "dlr", "cross-entropy" or "margin".
@@ -98,13 +101,12 @@ class TargetedAPGD(APGD):
     def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         wrong = likeliest(target, images, goal, self.classes)
         result, live = images.clone(), torch.arange(len(images), device=images.device)
-        for column in wrong.unbind(1):
-            part = goal.select(live)
-            found = self._attempt(target, images[live], part, replace(part, targets=column[live]), generator)
-            result[live] = found
-            live = live[~part.reached(scores_of(target, found))]
-            if not len(live):
-                break
+        for first, last in ((0, 1), (1, wrong.shape[1])):
+            for rows in parts(live, last - first, images[0]):
+                part = goal.select(rows)
+                sides = [replace(part, targets=column) for column in wrong[rows, first:last].unbind(1)]
+                result[rows] = self._attempt(target, images[rows], part, sides, generator)
+            live = live[~goal.select(live).reached(scores_of(target, result[live]))]
         return result
 
 

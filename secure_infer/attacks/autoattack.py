@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secure_infer.attacks.aims import aims
 from secure_infer.attacks.apgd import APGD, TargetedAPGD
 from secure_infer.attacks.base import Access, Attack, Norm, Target
 from secure_infer.attacks.fab import FAB
@@ -52,21 +51,20 @@ class AutoAttack(Attack):
     def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         result = images.clone()
         live = (~goal.reached(scores_of(target, images))).nonzero().squeeze(1)
-        for attack, aim in self._turns(target, images, goal):
+        for attack in self._turns(target.classes):
             if not len(live):
                 break
             seed = int(torch.randint(2**31, (1,), generator=generator, device=images.device))
-            found = attack(target, images[live], aim.select(live), seed=seed)
+            found = attack(target, images[live], goal.select(live), seed=seed)
             near = size(found - images[live], self.norm) <= self.radius * (1 + _ROUNDING)
             result[live[near]] = found[near]
             live = live[~(near & goal.select(live).reached(scores_of(target, found)))]
         return result
 
-    def _turns(self, target: Target, images: Tensor, goal: Goal) -> Iterator[tuple[Attack, Goal]]:
-        """The attacks in order, each with what it aims at; a later one is made only when it is needed."""
-        yield APGD(self.radius, self.norm, self.steps), goal
-        if target.classes > 2:
-            yield TargetedAPGD(self.radius, self.norm, self.steps, classes=self.classes), goal
-        for aim in aims(target, images, goal, self.classes):
-            yield FAB(self.norm, self.steps, classes=1), aim
-        yield Square(self.radius, self.norm, self.queries), goal
+    def _turns(self, classes: int) -> Iterator[Attack]:
+        """The attacks in order; a later one is made only when it is needed."""
+        yield APGD(self.radius, self.norm, self.steps)
+        if classes > 2:
+            yield TargetedAPGD(self.radius, self.norm, self.steps, classes=self.classes)
+        yield FAB(self.norm, self.steps, classes=self.classes)
+        yield Square(self.radius, self.norm, self.queries)

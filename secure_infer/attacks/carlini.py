@@ -70,12 +70,14 @@ class CarliniWagner(MinimalAttack):
             success = goal.reached(logits) & (margin <= 0)
             distance = closest.offer(x, success, rows)
             any_success[rows] |= success
-            pull = per_image(weight * (margin > 0), x) * gradient
-            state.step((2 * (x - images) + pull) * slope, self.rate)
+            pull = torch.addcmul(2 * (x - images), gradient, per_image(weight * (margin > 0), x))
+            state.step(pull * slope, self.rate)
+            if not self.abort_early:
+                continue
             cost = distance**2 + weight * margin.clamp_min(0)
             since = torch.where(cost < least * _PATIENCE, 0, since + 1)
             least = torch.minimum(least, cost)
-            if self.abort_early and step % 10 == 9:
+            if step % 10 == 9:
                 keep, goal = since < self.steps / 5, goal.select(since < self.steps / 5)
                 rows, images, weight, least, since = (each[keep] for each in (rows, images, weight, least, since))
                 state.select(keep)
@@ -97,10 +99,10 @@ class _Adam:
 
     def step(self, gradient: Tensor, rate: float) -> None:
         self._steps += 1
-        self._mean = torch.lerp(self._mean, gradient, 0.1)
-        self._square = torch.lerp(self._square, gradient * gradient, 0.001)
-        mean, square = self._mean / (1 - 0.9**self._steps), self._square / (1 - 0.999**self._steps)
-        self.values = self.values - rate * mean / (square.sqrt() + 1e-8)
+        self._mean.lerp_(gradient, 0.1)
+        self._square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        size = self._square.sqrt().mul_((1 - 0.999**self._steps) ** -0.5).add_(1e-8)
+        self.values = self.values.addcdiv(self._mean, size, value=-rate / (1 - 0.9**self._steps))
 
     def select(self, keep: Tensor) -> None:
         self.values, self._mean, self._square = self.values[keep], self._mean[keep], self._square[keep]
@@ -113,5 +115,5 @@ def _to_free(x: Tensor, bounds: Bounds) -> Tensor:
 
 def _from_free(values: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
     """The way back, and its slope."""
-    squeezed = values.tanh()
-    return bounds.clamp(bounds.low + bounds.width * (squeezed + 1) / 2), bounds.width / 2 * (1 - squeezed**2)
+    half, squeezed = bounds.width / 2, values.tanh()
+    return bounds.clamp(half * squeezed + (bounds.low + half)), half - half * squeezed**2

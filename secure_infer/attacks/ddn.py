@@ -12,7 +12,7 @@ from secure_infer.attacks.base import Access, Norm, Target
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import LOSSES, LossName, loss_of, scores_of
 from secure_infer.attacks.minimal import Closest, MinimalAttack, annealed, direction, fallback
-from secure_infer.attacks.norms import per_image, unit
+from secure_infer.attacks.norms import TINY, per_image, size
 from secure_infer.attacks.settings import require_settings
 
 
@@ -50,7 +50,8 @@ class DDN(MinimalAttack):
             closest.offer(x, success)
             radius = radius * torch.where(success, 1 - self.factor, 1 + self.factor)
             length = annealed(step, self.steps, 1.0, 0.01)
-            delta = unit(x - images + length * direction(gradient, otherwise))
-            x = target.bounds.clamp(images + per_image(radius, images) * delta)
+            delta = torch.add(x - images, direction(gradient, otherwise), alpha=length)
+            scale = radius / size(delta, "l2").clamp_min(TINY)
+            x = target.bounds.clamp(torch.addcmul(images, delta, per_image(scale, delta)))
         closest.offer(x, goal.reached(scores_of(target, x)))
         return closest.found

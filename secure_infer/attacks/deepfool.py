@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from secure_infer.attacks.base import Access, Norm, Target
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import scores_of
 from secure_infer.attacks.minimal import Closest, MinimalAttack
-from secure_infer.attacks.norms import dual_size, onto_plane, per_image
+from secure_infer.attacks.norms import dual_size, onto_plane, per_image, towards_plane
 from secure_infer.attacks.settings import require_settings
 
 _BEYOND = 1e-4
@@ -23,7 +23,9 @@ _GOALS = frozenset({"untargeted", "targeted", "confidence"})
 
 @dataclass(frozen=True)
 class DeepFool(MinimalAttack):
-    """DeepFool (Moosavi-Dezfooli, Fawzi, Frossard 2016); each step is the least that the bounds permit.
+    """DeepFool (Moosavi-Dezfooli, Fawzi, Frossard 2016).
+
+    A step reaches the linearized boundary but for what the bounds cut off: steps that make up for it end farther away.
 
     Attributes:
         norm: "l2" or "linf".
@@ -56,7 +58,7 @@ class DeepFool(MinimalAttack):
             rows, x, classes, margin, normal = (each[keep] for each in (rows, x, classes, margin, normal))
             if not len(rows):
                 return closest.found
-            step = onto_plane(x, normal, margin.clamp_min(0) + _BEYOND, self.norm, target.bounds)
+            step = towards_plane(normal, margin.clamp_min(0) + _BEYOND, self.norm)
             x = target.bounds.clamp(x + (1 + self.overshoot) * step)
         closest.offer(x, goal.reached(scores_of(target, x)), rows)
         return closest.found
@@ -93,11 +95,7 @@ class SuperDeepFool(MinimalAttack):
     def _search(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         sides = aims(target, images, goal, self.classes)
         copies = images.repeat(len(sides), *(1,) * (images.ndim - 1))
-        targets = [side.targets for side in sides if side.targets is not None]
-        aim = replace(goal.repeat(len(sides)), targets=torch.cat(targets) if targets else None)
-        closest = self._follow(target, copies, aim)
-        best = closest.distance.view(len(sides), -1).argmin(0) * len(images)
-        return closest.found[best + torch.arange(len(images), device=images.device)]
+        return self._follow(target, copies, Goal.joined(sides)).nearest(len(images))
 
     def _follow(self, target: Target, images: Tensor, goal: Goal) -> Closest:
         closest, x = Closest(images, self.norm), images

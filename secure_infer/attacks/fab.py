@@ -14,6 +14,7 @@ from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import scores_of
 from secure_infer.attacks.minimal import Closest, MinimalAttack
 from secure_infer.attacks.norms import onto_plane, per_image, size
+from secure_infer.attacks.scores import parts
 from secure_infer.attacks.settings import require_settings
 
 _TINY = 1e-12
@@ -26,7 +27,7 @@ class FAB(MinimalAttack):
     Attributes:
         norm: "linf" or "l2".
         steps: Gradients for each image, class and restart.
-        classes: Wrong classes that are tried, one after the other, each from the image.
+        classes: Wrong classes that are tried, all at once, each from the image.
         bias: Greatest weight of the image in a step, between 0 and 1.
         overshoot: Share by which each step to the boundary is lengthened.
         backward: Share of the disturbance that is kept after a success, between 0 and 1.
@@ -48,13 +49,17 @@ class FAB(MinimalAttack):
         require_settings(self, "steps", "classes", "bias", "overshoot", "backward")
 
     def _search(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
-        closest = Closest(images, self.norm)
-        for aim in aims(target, images, goal, self.classes):
-            self._follow(target, images, goal, aim, closest)
-        return closest.found
+        result = images.clone()
+        for rows in parts(torch.arange(len(images), device=images.device), self.classes, images[0]):
+            part, some = goal.select(rows), images[rows]
+            sides = aims(target, some, part, self.classes)
+            copies = some.repeat(len(sides), *(1,) * (images.ndim - 1))
+            closest = self._follow(target, copies, part.repeat(len(sides)), Goal.joined(sides))
+            result[rows] = closest.nearest(len(rows))
+        return result
 
-    def _follow(self, target: Target, images: Tensor, goal: Goal, aim: Goal, closest: Closest) -> None:
-        x, bounds = images, target.bounds
+    def _follow(self, target: Target, images: Tensor, goal: Goal, aim: Goal) -> Closest:
+        closest, x, bounds = Closest(images, self.norm), images, target.bounds
         for _ in range(self.steps):
             logits, normal = target.differentiate(x, aim.margin)
             success = goal.reached(logits)
@@ -71,3 +76,4 @@ class FAB(MinimalAttack):
             longer = 1 + self.overshoot
             x = bounds.clamp((1 - weight) * (start + longer * near) + weight * (images + longer * far))
         closest.offer(x, goal.reached(scores_of(target, x)))
+        return closest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,13 @@ class Goal:
         """The same goal for `times` copies of the batch, one after the other (restarts as one batch)."""
         targets = None if self.targets is None else self.targets.repeat(times)
         return Goal(self.labels.repeat(times), targets, self.confidence)
+
+    @staticmethod
+    def joined(goals: Sequence[Goal]) -> Goal:
+        """Goals of one kind as one, for copies of a batch, each with a goal of its own, one after the other."""
+        targets = [goal.targets for goal in goals if goal.targets is not None]
+        labels = torch.cat([goal.labels for goal in goals])
+        return Goal(labels, torch.cat(targets) if targets else None, goals[0].confidence)
 
     def to(self, device: torch.device | str) -> Goal:
         """The same goal on another device."""

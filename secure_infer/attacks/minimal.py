@@ -12,7 +12,7 @@ from torch import Tensor
 from secure_infer.attacks.base import Attack, Norm, Target
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import scores_of
-from secure_infer.attacks.norms import per_image, size, unit
+from secure_infer.attacks.norms import TINY, per_image, size, unit
 
 
 class MinimalAttack(Attack):
@@ -62,10 +62,16 @@ class Closest:
         """
         images, known = (self._images, self.distance) if rows is None else (self._images[rows], self.distance[rows])
         distance = size(x - images, self._norm)
-        better = success & (distance < known)
+        better = (success & (distance < known)).nonzero().squeeze(1)
         kept = better if rows is None else rows[better]
-        self.found[kept], self.distance[kept] = x[better], distance[better]
+        self.found.index_copy_(0, kept, x.index_select(0, better))
+        self.distance[kept] = distance[better]
         return distance
+
+    def nearest(self, count: int) -> Tensor:
+        """Of the copies of `count` images, one batch after the other, the closest success of each image."""
+        best = self.distance.view(-1, count).argmin(0) * count
+        return self.found[best + torch.arange(count, device=best.device)]
 
 
 def fallback(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -75,7 +81,10 @@ def fallback(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def direction(gradient: Tensor, otherwise: Tensor) -> Tensor:
     """The gradient divided by its Euclidean size, or `otherwise` where it is zero."""
-    return torch.where(per_image(size(gradient, "l2") == 0, gradient), otherwise, unit(gradient))
+    sizes = size(gradient, "l2")
+    vanished = sizes == 0
+    found = gradient / per_image(sizes.clamp_min(TINY), gradient)
+    return torch.where(per_image(vanished, found), otherwise, found) if bool(vanished.any()) else found
 
 
 def annealed(step: int, steps: int, first: float, last: float) -> float:

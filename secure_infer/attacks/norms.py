@@ -7,7 +7,8 @@ from torch import Tensor
 
 from secure_infer.attacks.base import Bounds, Norm
 
-_TINY = 1e-12
+TINY = 1e-12
+"""What a size is divided by at least."""
 _PROJECTION_ROUNDS = 5
 
 
@@ -27,7 +28,7 @@ def size(delta: Tensor, norm: Norm) -> Tensor:
 
 def unit(delta: Tensor) -> Tensor:
     """Each disturbance divided by its Euclidean size; a zero one stays zero."""
-    return delta / per_image(size(delta, "l2").clamp_min(_TINY), delta)
+    return delta / per_image(size(delta, "l2").clamp_min(TINY), delta)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
@@ -50,10 +51,9 @@ def project(delta: Tensor, norm: Norm, radius: float | Tensor) -> Tensor:
         radius: One for all, or one each, `(n,)`.
     """
     if norm == "linf":
-        if isinstance(radius, Tensor):
-            return torch.minimum(torch.maximum(delta, -per_image(radius, delta)), per_image(radius, delta))
-        return delta.clamp(-radius, radius)
-    return delta * per_image((radius / size(delta, norm).clamp_min(_TINY)).clamp_max(1.0), delta)
+        reach = per_image(radius, delta) if isinstance(radius, Tensor) else radius
+        return delta.clamp(-reach, reach)
+    return delta * per_image((radius / size(delta, norm).clamp_min(TINY)).clamp_max(1.0), delta)
 
 
 def within(x: Tensor, images: Tensor, norm: Norm, radius: float | Tensor, bounds: Bounds) -> Tensor:
@@ -67,6 +67,11 @@ def random_disturbance(images: Tensor, norm: Norm, radius: float, generator: tor
         return torch.empty_like(images).uniform_(-radius, radius, generator=generator)
     sizes = images.new_empty(len(images)).uniform_(0, radius, generator=generator)
     return unit(torch.empty_like(images).normal_(generator=generator)) * per_image(sizes, images)
+
+
+def towards_plane(normal: Tensor, distance: Tensor, norm: Norm) -> Tensor:
+    """The least step that reaches a half-space, whatever the bounds: `onto_plane` for features without any."""
+    return per_image(-distance / dual_size(normal, norm).clamp_min(TINY), normal) * steepest(normal, norm)
 
 
 def onto_plane(x: Tensor, normal: Tensor, distance: Tensor, norm: Norm, bounds: Bounds) -> Tensor:
@@ -92,11 +97,11 @@ def onto_plane(x: Tensor, normal: Tensor, distance: Tensor, norm: Norm, bounds: 
     length, gain = torch.zeros_like(distance), weight * speed
     for _ in range(_PROJECTION_ROUNDS):
         moved = length[:, None] * speed
-        slope = _dot(gain, (moved < room).to(x.dtype)).clamp_min(_TINY)
-        length = length + ((wanted - _dot(weight, torch.minimum(moved, room))) / slope).clamp_min(0)
-    return down.sign() * torch.minimum(length[:, None] * speed, room).view_as(x)
+        slope = _dot(gain, (moved < room).to(x.dtype)).clamp_min(TINY)
+        length = length + ((wanted - _dot(weight, moved.clamp(max=room))) / slope).clamp_min(0)
+    return down.sign() * (length[:, None] * speed).clamp(max=room).view_as(x)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of the rows of two matrices, without a matrix between."""
-    return torch.einsum("ni,ni->n", a, b)
+    """Inner products of the rows of two matrices."""
+    return (a * b).sum(1)

@@ -131,4 +131,4 @@ class LeastLikely(BIM):
 
     def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         scores = scores_of(target, images).scatter(1, goal.labels[:, None], torch.inf)
-        return self._attempt(target, images, goal, replace(goal, targets=scores.argmin(1)), generator)
+        return self._attempt(target, images, goal, [replace(goal, targets=scores.argmin(1))], generator)

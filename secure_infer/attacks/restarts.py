@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -69,16 +70,19 @@ class RestartedAttack(Attack):
     random_start: bool
 
     def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
-        return self._attempt(target, images, goal, goal, generator)
+        return self._attempt(target, images, goal, [goal], generator)
 
-    def _attempt(self, target: Target, images: Tensor, goal: Goal, aim: Goal, generator: torch.Generator) -> Tensor:
-        """Disturb images until `goal` is reached, with steps that lead towards `aim`."""
-        copies = images.repeat(self.restarts, *(1,) * (images.ndim - 1))
+    def _attempt(
+        self, target: Target, images: Tensor, goal: Goal, aims: Sequence[Goal], generator: torch.Generator
+    ) -> Tensor:
+        """Disturb images until `goal` is reached; for each aim, as often as there are restarts, a copy walks there."""
+        times = self.restarts * len(aims)
+        copies = images.repeat(times, *(1,) * (images.ndim - 1))
         x = copies
         if self.random_start:
             x = target.bounds.clamp(x + random_disturbance(x, self.norm, self.radius, generator))
         outcome = Outcome(x, len(images))
-        self._walk(target, copies, x, goal.repeat(self.restarts), aim.repeat(self.restarts), outcome)
+        self._walk(target, copies, x, goal.repeat(times), Goal.joined(aims).repeat(self.restarts), outcome)
         return outcome.best()
 
     @abc.abstractmethod

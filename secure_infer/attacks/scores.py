@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,11 @@ def margins(target: Target, points: Tensor, goal: Goal) -> Tensor:
 def points_at_once(image: Tensor) -> int:
     """Points of this size that one call may hold."""
     return max(1, _AT_ONCE // image.numel())
+
+
+def parts(rows: Tensor, copies: int, image: Tensor) -> Sequence[Tensor]:
+    """Rows cut so that one call holds `copies` of the images of a part, which are of this size; none of no copies."""
+    return rows.split(max(1, points_at_once(image) // copies)) if copies and len(rows) else ()
 
 
 def affordable(target: Target, images: int, queries: int) -> int:

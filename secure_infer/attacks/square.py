@@ -9,10 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secure_infer.attacks.base import Access, Attack, Norm, Target
+from secure_infer.attacks.base import Access, Attack, Bounds, Norm, Target
 from secure_infer.attacks.goal import Goal
-from secure_infer.attacks.norms import unit, within
-from secure_infer.attacks.scores import affordable, margins
+from secure_infer.attacks.losses import scores_of
+from secure_infer.attacks.norms import per_image, project, unit
+from secure_infer.attacks.restarts import select
+from secure_infer.attacks.scores import affordable
 from secure_infer.attacks.settings import require_settings
 
 _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -50,23 +52,50 @@ class Square(Attack):
         planes = images.reshape(len(images), *_planes(images.shape[1:]))
         draw = _Draw(planes, generator)
         stir, first = (_stir_signs, _stripes) if self.norm == "linf" else (_stir_mass, _tiles)
-        found = within(planes + first(draw, len(planes), self.radius), planes, self.norm, self.radius, target.bounds)
-        least = margins(target, found.view_as(images)[:, None], goal).squeeze(1)
-        live = torch.arange(len(images), device=images.device)
+        x = self._near(planes, first(draw, len(planes), self.radius), target.bounds)
+        rows = torch.arange(len(x), device=x.device)
+        search = _Search(rows, planes, goal, x, _margin(target, x, goal))
+        result = x.clone()
         for turn in range(1, queries):
-            live = live[least[live] >= 0]
-            if not len(live):
+            fooled = search.least < 0
+            if bool(fooled.any()):
+                result[search.rows[fooled]] = search.x[fooled]
+                search = select(search, ~fooled)
+            if not len(search.rows):
                 break
-            changed = stir(draw, found[live] - planes[live], self._covered(turn, queries), self.radius)
-            points = within(planes[live] + changed, planes[live], self.norm, self.radius, target.bounds)
-            margin = margins(target, points.reshape(len(live), 1, *images.shape[1:]), goal.select(live)).squeeze(1)
-            better = margin < least[live]
-            found[live[better]], least[live[better]] = points[better], margin[better]
-        return found.view_as(images)
+            changed = stir(draw, search.x - search.planes, self._covered(turn, queries), self.radius)
+            x = self._near(search.planes, changed, target.bounds)
+            search.keep(x, _margin(target, x, search.goal))
+        result[search.rows] = search.x
+        return result.view_as(images)
+
+    def _near(self, planes: Tensor, delta: Tensor, bounds: Bounds) -> Tensor:
+        """Disturbed images within radius and bounds."""
+        return bounds.clamp(planes + project(delta, self.norm, self.radius))
 
     def _covered(self, turn: int, queries: int) -> float:
         first = self.share or (0.8 if self.norm == "linf" else 0.1)
         return first * 0.5 ** sum(10_000 * turn / queries > limit for limit in _HALVED_AT)
+
+
+@dataclass
+class _Search:
+    """The images that are not fooled yet: their numbers, planes and goals, the best places so far and margins there."""
+
+    rows: Tensor
+    planes: Tensor
+    goal: Goal
+    x: Tensor
+    least: Tensor
+
+    def keep(self, x: Tensor, margin: Tensor) -> None:
+        """Move to where the margin is less."""
+        better = margin < self.least
+        self.x, self.least = torch.where(per_image(better, x), x, self.x), torch.minimum(margin, self.least)
+
+
+def _margin(target: Target, x: Tensor, goal: Goal) -> Tensor:
+    return goal.margin(scores_of(target, x.reshape(-1, *target.shape)))
 
 
 class _Draw:

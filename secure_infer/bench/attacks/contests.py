@@ -13,7 +13,7 @@ from torch import Tensor
 from secure_infer.attacks import Attack, Goal, NetworkTarget, attack
 from secure_infer.attacks.best_effort import best_effort
 from secure_infer.bench.attacks.contest import Contender, Contest, Field
-from secure_infer.bench.attacks.peers import adv_lib, art, foolbox, only, torchattacks
+from secure_infer.bench.attacks.peers import adv_lib, art, foolbox, only, torchattacks, torchattacks_in_turn
 
 RADIUS = 0.03
 """Linf radius at which about half of the images of a plainly trained network can be fooled."""
@@ -151,6 +151,18 @@ def _bp(ground: Field) -> dict[str, Contender]:
 
 
 def _autoattack(libraries: Mapping[str, str], ground: Field) -> dict[str, Contender]:
-    return only(
+    """The same four attacks with as many steps; the library's own ensemble makes 10 steps each."""
+    steps = {"eps": RADIUS, "steps": 100}
+    stages = (
+        ("APGD", {**steps, "loss": "ce"}),
+        ("APGDT", {**steps, "n_classes": 10}),
+        ("FAB", {**steps, "multi_targeted": True, "n_classes": 10}),
+        ("Square", {"eps": RADIUS, "n_queries": 5000}),
+    )
+    default = only(
         libraries, torchattacks=lambda: torchattacks(ground, "AutoAttack", norm="Linf", eps=RADIUS, n_classes=10)
     )
+    return {
+        **only(libraries, torchattacks=lambda: torchattacks_in_turn(ground, *stages)),
+        **{f"{name}, its defaults": contender for name, contender in default.items()},
+    }

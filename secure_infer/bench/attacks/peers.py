@@ -73,6 +73,14 @@ def torchattacks(ground: Field, name: str, **settings: Any) -> Contender:
     return quiet(lambda: attack(ground.images, ground.labels))
 
 
+def torchattacks_in_turn(ground: Field, *stages: tuple[str, Mapping[str, Any]]) -> Contender:
+    """Attacks of torchattacks in turn, each on what the earlier ones left standing."""
+    import torchattacks as library
+
+    attack = library.MultiAttack([getattr(library, name)(ground.net, **settings) for name, settings in stages])
+    return quiet(lambda: attack(ground.images, ground.labels))
+
+
 def art(ground: Field, name: str, **settings: Any) -> Contender:
     """An attack of the Adversarial Robustness Toolbox by its class name, on all images as one batch."""
     from art.attacks import evasion
