@@ -57,7 +57,7 @@ class MpcBackend:
             UnsupportedNetwork: Numbers too wide for the ring.
             MissingExtra: CrypTen is not installed.
         """
-        _require_crypten()
+        require_crypten()
         provider, timeout = _options(options, self.options)
         require_supported(self, graph)
         _require_fit(graph)
@@ -91,7 +91,7 @@ class MpcBackend:
             MissingExtra: CrypTen is not installed.
             ProtocolError: A process does not start.
         """
-        _require_crypten()
+        require_crypten()
         from secure_infer.backends.parties.session import PartyRole, Session
 
         parts, public = unpack_halves(halves)
@@ -109,7 +109,7 @@ class MpcBackend:
 
     def primitives(self, program: Program) -> Mapping[str, float]:
         """Seconds for one round, one 16-bit comparison and one multiplication, measured between two processes now."""
-        _require_crypten()
+        require_crypten()
         from secure_infer.backends.parties.session import Session
 
         _, public = unpack_halves(program.servers)
@@ -130,7 +130,7 @@ class MpcBackend:
 
     def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None]) -> NoReturn:
         """Be the dealer until party 0 is gone, which is a ProtocolError."""
-        _require_crypten()
+        require_crypten()
         from secure_infer.backends.mpc.party import deal
 
         deal(channels, ready)
@@ -187,7 +187,12 @@ def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
     return received.parts, public
 
 
-def _require_crypten() -> None:
+def require_crypten() -> None:
+    """Make sure that what a party needs is installed.
+
+    Raises:
+        MissingExtra: It is not.
+    """
     for module in ("torch", "crypten", "cryptography"):
         if importlib.util.find_spec(module) is None:
             raise missing_extra("mpc", "mpc", module)

@@ -143,6 +143,12 @@ class Correlations:
         parts = self._triple("mul", size0, size1)
         return tuple(ArithmeticSharedTensor.from_shares(part, precision=0) for part in parts)
 
+    def matrix_triple(self, size0: Sequence[int], size1: Sequence[int]) -> tuple[Integers, Integers, Integers]:
+        """Additive shares of matrices a, b and their product."""
+        a, b = self._stream.words(size0), self._stream.words(size1)
+        request = {"kind": "matmul", "sizes": [list(size0), list(size1)]}
+        return a, b, self._completed(request, (size0[0], size1[1]))
+
     def bits(self, size: Sequence[int]) -> tuple[Integers, npt.NDArray[np.uint8]]:
         """Shares of uniform bits: additive ones and binary ones."""
         binary = self._stream.bits(size)

@@ -6,6 +6,7 @@ party 0 that completes the correlation. Requests are JSON, answers raw int64; bo
     request                                          party 0   party 1   relation
     {"kind": "and", "sizes": [s, t]}                 a0 b0 c0  a1 b1 c1  (a0^a1) & (b0^b1) = c0^c1
     {"kind": "mul", "sizes": [s, t]}                 a0 b0 c0  a1 b1 c1  (a0+a1) * (b0+b1) = c0+c1
+    {"kind": "matmul", "sizes": [s, t]}              a0 b0 c0  a1 b1 c1  (a0+a1) @ (b0+b1) = c0+c1
     {"kind": "bit", "size": s}                       r0 c0     r1 c1     r0^r1 = c0+c1, bits
     {"kind": "mask", "name", "size": s}              B         -         kept under its name; nothing is sent
     {"kind": "product", "name", "spec", "size": s}   c0        a c1      spec(a, B) = c0+c1
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from secure_infer.backends.mpc.kernels import bilinear
+from secure_infer.backends.mpc.kernels import bilinear, matmul
 from secure_infer.backends.parties.channel import Channel
 from secure_infer.backends.parties.streams import Stream
 from secure_infer.graph.types import Integers
@@ -46,6 +47,10 @@ class Dealer:
                 a, b = (first.words(size) + second.words(size) for size in request["sizes"])
                 product = a * b
                 return np.asarray(product - second.words(product.shape))
+            case "matmul":
+                a, b = (first.words(size) + second.words(size) for size in request["sizes"])
+                product = matmul(a, b)
+                return product - second.words(product.shape)
             case "bit":
                 bit = first.bits(request["size"]) ^ second.bits(request["size"])
                 return bit - second.words(request["size"])

@@ -113,6 +113,15 @@ class Protocols:
         )
         return np.asarray(beaver.mul(*factors).share.numpy())
 
+    def matrix_product(self, x: Integers, y: Integers) -> Integers:
+        """Shares of the matrix product of x, shape `(m, k)`, and y, shape `(k, n)`, both shared; one round."""
+        a, b, c = self._correlations.matrix_triple(x.shape, y.shape)
+        opened = np.concatenate([(x - a).reshape(-1), (y - b).reshape(-1)])
+        opened = opened + self._peer.exchange_words(opened)
+        left, right = opened[: x.size].reshape(x.shape), opened[x.size :].reshape(y.shape)
+        result = c + matmul(a, right) + matmul(left, b)
+        return result + matmul(left, right) if self.rank == 0 else result
+
     def negative(self, x: Integers, width: int) -> Integers:
         """Shares of the bit [x < 0] for `-2^(width-1) <= x < 2^(width-1)`; `log2(width) + 2` rounds.
 
