@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from secure_infer.bench import host, records
+from secure_infer.bench import host, memory, records
 from secure_infer.bench.cases import Case, Entry
 from secure_infer.bench.contender import Contender, Sample, Subject
 from secure_infer.bench.floor import floor, usable_cores, waiting
@@ -65,6 +65,7 @@ def _run_group(
 ) -> Iterator[Record]:
     at, load_before = datetime.now(UTC).isoformat(timespec="seconds"), host.load_average()
     weights = fingerprint(subject.net)
+    memory.reset()
     with ExitStack() as stack:
         contenders: list[tuple[Entry, Contender]] = []
         for entry in entries:
@@ -74,11 +75,12 @@ def _run_group(
                 stack.callback(contender.close)
                 contenders.append((entry, contender))
         samples = _take_turns(contenders, subject, progress)
+        peak = memory.peak()
         first: Record | None = None
         for (entry, contender), taken in zip(contenders, samples, strict=True):
             load = {"start": load_before, "end": host.load_average()}
             record = _record(entry, contender, taken, subject)
-            shared = {"case": case, "fingerprint": weights, "load": load, "at": at}
+            shared = {"case": case, "fingerprint": weights, "load": load, "at": at, "peak_memory": peak}
             yield record | shared | {"ratios": None if first is None else records.ratios(record, first)}
             first = first or record
 
@@ -149,6 +151,7 @@ def _record(entry: Entry, contender: Contender, samples: Sequence[Sample], subje
         "parameters": dict(setup.parameters),
         "host": host.host(),
         "load": {},
+        "peak_memory": None,
         "versions": host.versions(setup.libraries),
         "commit": host.commit(),
         "at": "",

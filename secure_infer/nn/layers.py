@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from secure_infer.errors import Problem, UsageError
@@ -177,8 +178,8 @@ class _Quadratic(torch.autograd.Function):
 
 
 def _numbers(columns: Tensor, x: Tensor) -> Any:
-    """Three columns as numbers where each holds but one."""
-    return columns.flatten().tolist() if columns.numel() == 3 else columns.to(x.dtype)
+    """Three columns as numbers where each holds but one, and nobody differentiates by them."""
+    return columns.to(x.dtype) if columns.numel() > 3 or torch.is_grad_enabled() else columns.flatten().tolist()
 
 
 class _Excess(torch.autograd.Function):
@@ -193,24 +194,55 @@ class _Excess(torch.autograd.Function):
         return torch.linalg.vector_norm(excess, dtype=wide).square() * ctx.scale
 
     @staticmethod
+    @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (excess,) = ctx.saved_tensors
         return excess * (2 * ctx.scale * grads[0]).to(excess.dtype), None
 
 
+def _columns(rows: Tensor, x: Tensor) -> Tensor:
+    """Coefficients `(channels | 1, degree + 1)` as `(degree + 1, channels | 1, 1, ...)`, to broadcast along `x`."""
+    return rows.T.reshape((rows.shape[1], -1) + (1,) * (x.dim() - 2))
+
+
 def _evaluate(rows: Tensor, x: Tensor) -> Tensor:
     """Horner's rule for coefficients `(channels | 1, degree + 1)` on `x` of shape `(n, channels, ...)`."""
-    columns = rows.T.reshape((rows.shape[1], -1) + (1,) * (x.dim() - 2))
-    if len(columns) == 3:
-        result: Tensor = _Quadratic.apply(x, columns)  # type: ignore[no-untyped-call]
-        return result
+    columns = _columns(rows, x)
     result = columns[-1].expand_as(x)
     for column in reversed(columns[:-1].unbind()):
-        result = torch.addcmul(column, result, x)
+        result = result * x + column
     return result
 
 
-class PolynomialActivation(nn.Module):
+class _Ranged(nn.Module):
+    """An activation for inputs in `[-radius, radius]`, which remembers the greatest |x| of training (`peak`)."""
+
+    peak: Tensor
+
+    def __init__(self, radius: float) -> None:
+        super().__init__()
+        if not radius > 0:
+            raise UsageError(f"Expected a radius above zero, got {radius}.")
+        self.radius = radius
+        self.register_buffer("peak", torch.zeros(()))
+        self._penalty: Tensor | None = None
+
+    def _watch(self, x: Tensor) -> None:
+        if self.training:
+            peak = torch.stack(x.detach().aminmax()).abs().max()
+            self.peak = torch.maximum(self.peak, peak.to(self.peak))
+            self._penalty = _Excess.apply(x, self.radius)  # type: ignore[no-untyped-call]
+
+    def range_penalty(self) -> Tensor:
+        """Mean squared excess of the last training batch over the radius, relative to it; a scalar for the loss."""
+        return self.peak.new_zeros(()) if self._penalty is None else self._penalty
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The penalty is part of an autograd graph, which can't be copied.
+        return {**self.__dict__, "_penalty": None}
+
+
+class PolynomialActivation(_Ranged):
     """A learned polynomial `c + b x + a x^2 (+ ...)` that watches the range of its input.
 
     A polynomial grows without bound outside the range it was meant for, and CKKS cannot clip. So the layer remembers
@@ -223,41 +255,26 @@ class PolynomialActivation(nn.Module):
         radius: Half-width of the intended range.
     """
 
-    peak: Tensor
-
     def __init__(
         self, coefficients: tuple[float, ...] | None = None, channels: int | None = None, radius: float = 3.0
     ) -> None:
-        super().__init__()
-        if not radius > 0:
-            raise UsageError(f"Expected a radius above zero, got {radius}.")
+        super().__init__(radius)
         row = list(coefficients) if coefficients is not None else fit_polynomial("relu", 2, radius).tolist()
         if len(row) < 2:
             raise UsageError(f"Expected at least two coefficients, got {len(row)}.")
         self.coefficients = nn.Parameter(torch.tensor([row] * (channels or 1), dtype=torch.get_default_dtype()))
-        self.radius = radius
-        self.register_buffer("peak", torch.zeros(()))
-        self._penalty: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise; shape `(n, channels, ...)`."""
-        if self.training:
-            peak = torch.stack(x.detach().aminmax()).abs().max()
-            self.peak = torch.maximum(self.peak, peak.to(self.peak))
-            self._penalty = _Excess.apply(x, self.radius)  # type: ignore[no-untyped-call]
+        self._watch(x)
+        if self.training and self.coefficients.shape[1] == 3:
+            result: Tensor = _Quadratic.apply(x, _columns(self.coefficients, x))  # type: ignore[no-untyped-call]
+            return result
         return _evaluate(self.coefficients, x)
-
-    def range_penalty(self) -> Tensor:
-        """Mean squared excess of the last training batch over the radius, relative to it; a scalar for the loss."""
-        return self.coefficients.new_zeros(()) if self._penalty is None else self._penalty
 
     def polynomial(self) -> Tensor:
         """Coefficients of 1, x, x^2, ...; shape `(channels | 1, degree + 1)`."""
         return self.coefficients.detach()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The penalty is part of an autograd graph, which can't be copied.
-        return {**self.__dict__, "_penalty": None}
 
     def extra_repr(self) -> str:
         """Shown by `print(net)`."""
@@ -277,7 +294,7 @@ class Square(nn.Module):
         return torch.tensor([[0.0, 0.0, 1.0]])
 
 
-class ChebyshevActivation(nn.Module):
+class ChebyshevActivation(_Ranged):
     """A fixed polynomial close to a given function on `[-radius, radius]`, by interpolation at Chebyshev nodes.
 
     Args:
@@ -289,15 +306,16 @@ class ChebyshevActivation(nn.Module):
     scaled: Tensor
 
     def __init__(self, function: str | Function, degree: int, radius: float) -> None:
-        super().__init__()
+        super().__init__(radius)
         rows = chebyshev_polynomial(function, degree, radius) * radius ** np.arange(degree + 1)
         self.function = function if isinstance(function, str) else "custom"
-        self.degree, self.radius = degree, radius
+        self.degree = degree
         # Coefficients of powers of x / radius: far better conditioned than those of powers of x.
         self.register_buffer("scaled", torch.tensor(rows, dtype=torch.get_default_dtype())[None])
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise; shape `(n, ...)`."""
+        self._watch(x)
         return _evaluate(self.scaled, x / self.radius)
 
     def polynomial(self) -> Tensor:
@@ -313,5 +331,5 @@ class ChebyshevActivation(nn.Module):
 
 def range_penalty(net: nn.Module) -> Tensor:
     """Sum of the range penalties of all polynomial activations of a network, for its loss."""
-    penalties = [layer.range_penalty() for layer in net.modules() if isinstance(layer, PolynomialActivation)]
+    penalties = [layer.range_penalty() for layer in net.modules() if isinstance(layer, _Ranged)]
     return torch.stack(penalties).sum() if penalties else torch.zeros(())

@@ -108,12 +108,29 @@ def train(
     plan = recipe.training
     kept = Checkpoint(checkpoint, repr(recipe)) if checkpoint else None
     with _reproducible(plan.seed, plan.threads):
-        net = build(recipe.architecture, recipe.parameters)
-        history = tuple(_fit(net, data, plan, progress, kept))
-        net.eval()
-        held_out = evaluate(net, data.x_test, data.y_test)
+        trained = _trained(build(recipe.architecture, recipe.parameters), data, plan, progress, kept)
     if kept:
         kept.remove()
+    return trained
+
+
+def tune(net: nn.Module, data: Dataset, plan: Training, progress: bool = False) -> Trained:
+    """Train a network on, in place: what `fix` has changed, say; reproducible as `train` is.
+
+    Args:
+        net: The network.
+        data: What to train it on, and to measure it by.
+        plan: How.
+        progress: Whether to show a bar.
+    """
+    with _reproducible(plan.seed, plan.threads):
+        return _trained(net, data, plan, progress, None)
+
+
+def _trained(net: nn.Module, data: Dataset, plan: Training, progress: bool, kept: Checkpoint | None) -> Trained:
+    history = tuple(_fit(net, data, plan, progress, kept))
+    net.eval()
+    held_out = evaluate(net, data.x_test, data.y_test)
     return Trained(net, history, held_out, sum(epoch.seconds for epoch in history))
 
 
@@ -165,7 +182,7 @@ def split_validation(labels: npt.NDArray[np.int64], share: float, seed: int) -> 
 
 
 def _fit(
-    net: nn.Module, data: Dataset, plan: Training, progress: bool, checkpoint: Checkpoint | None = None
+    net: nn.Module, data: Dataset, plan: Training, progress: bool, checkpoint: Checkpoint | None
 ) -> Iterator[Epoch]:
     chosen, kept = split_validation(data.y_train, plan.validation, plan.seed)
     images, labels = torch.as_tensor(data.x_train[chosen]), torch.as_tensor(data.y_train[chosen])

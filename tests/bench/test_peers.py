@@ -8,7 +8,7 @@ import pytest
 from secure_infer.bench import run_case
 from secure_infer.bench.cases import PEERS, Case, Entry
 from secure_infer.bench.contender import Subject
-from secure_infer.bench.peers import crypten_stock, load_peer, tenseal_vector
+from secure_infer.bench.peers import crypten_stock, load_peer, squares, tenseal_vector
 from secure_infer.errors import UnsupportedNetwork, UsageError
 from secure_infer.graph import Graph, Node, Polynomial, interpret_real
 from tests.bench.networks import binary_mlp, polynomial_cnn, subject
@@ -28,23 +28,23 @@ def test_squares_form_is_the_same_function() -> None:
     graph = polynomial_cnn()
     x = subject(graph).x
     values = graph.quantize(x).reshape(len(x), -1) * graph.input.scale[0]
-    for index, step in enumerate(tenseal_vector.squares_form(graph)):
+    for index, step in enumerate(squares.squares_form(graph)):
         values = (values**2 if index else values) @ step.matrix + step.bias
     np.testing.assert_allclose(values, graph.dequantize(interpret_real(graph, graph.quantize(x))), rtol=1e-9)
 
 
 def test_networks_that_a_recipe_can_not_express_are_refused() -> None:
     with pytest.raises(UnsupportedNetwork, match="neither affine nor a quadratic"):
-        tenseal_vector.squares_form(binary_mlp())
+        squares.squares_form(binary_mlp())
     last = replace(polynomial_cnn().nodes[-1].op, weight=np.ones((4, 8), dtype=np.int64))
     graph = polynomial_cnn()
     branch = Graph(graph.input, (*graph.nodes[:-1], Node("side", last, ("hidden",))), "side")
     with pytest.raises(UnsupportedNetwork, match="side"):
-        tenseal_vector.squares_form(branch)
+        squares.squares_form(branch)
     straight = Polynomial(np.array([1, 2, 0]), 0)
     flat = Graph(graph.input, (graph.nodes[0], Node("p", straight, ("conv",)), *_after(graph, "p")), "last")
     with pytest.raises(UnsupportedNetwork, match="no square term"):
-        tenseal_vector.squares_form(flat)
+        squares.squares_form(flat)
     with pytest.raises(UnsupportedNetwork) as caught:
         crypten_stock._require_expressible(graph)
     assert {problem.where for problem in caught.value.problems} == {"conv", "square", "again"}

@@ -49,6 +49,7 @@ SCHEMA: dict[str, Any] = {
     "parameters": dict,
     "host": dict,
     "load": dict,
+    "peak_memory": (int, type(None)),
     "versions": dict,
     "ratios": (dict, type(None)),
     "commit": (str, type(None)),

@@ -71,6 +71,24 @@ def test_polynomial_is_its_coefficients(channels, shape) -> None:
     torch.testing.assert_close(layer(x), c[:, 0] + c[:, 1] * x + c[:, 2] * x**2)
 
 
+@pytest.mark.parametrize("channels", [None, 3])
+def test_the_short_way_of_training_has_the_same_values_and_gradients(channels) -> None:
+    torch.manual_seed(0)
+    layer = PolynomialActivation(channels=channels, radius=1.0).double()
+    with torch.no_grad():
+        layer.coefficients += 0.1 * torch.randn_like(layer.coefficients)
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(layer.train()(x), layer.eval()(x))
+    layer.train()
+    assert torch.autograd.gradcheck(
+        lambda x, c: torch.func.functional_call(layer, {"coefficients": c}, (x,)), (x, layer.coefficients)
+    )
+    assert torch.autograd.gradgradcheck(layer, (x,))
+    assert torch.autograd.gradcheck(lambda x: (layer(x), layer.range_penalty())[1], (x,))
+    excess = F.relu(x.abs() - 1).square().mean()
+    torch.testing.assert_close(layer.range_penalty(), excess)
+
+
 def test_range_control() -> None:
     layer = PolynomialActivation(radius=2.0)
     layer(torch.tensor([[1.0, -1.5]]))

@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import nn
 
+from secure_infer import zoo
 from secure_infer.errors import InvalidInput, UsageError
 from secure_infer.nn.architectures import build
+from secure_infer.nn.check import check
 from secure_infer.nn.checkpoint import Checkpoint
 from secure_infer.nn.data import Dataset, load_dataset
-from secure_infer.nn.layers import PolynomialActivation
-from secure_infer.nn.recipe import Recipe, parse_recipe, read_recipe
-from secure_infer.nn.train import Accuracy, Trained, augment, evaluate, split_validation, train
+from secure_infer.nn.fix import fix
+from secure_infer.nn.layers import ChebyshevActivation, PolynomialActivation, range_penalty
+from secure_infer.nn.recipe import Recipe, Training, parse_recipe, read_recipe
+from secure_infer.nn.train import Accuracy, Trained, augment, evaluate, split_validation, train, tune
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "binary-mlp": {"inputs": 64, "classes": 10, "hidden": [16], "input_bits": 2, "weight_bits": [1, 2], "noise": 0.1},
@@ -146,6 +149,31 @@ def test_the_range_penalty_narrows_what_a_polynomial_sees(digits: Dataset) -> No
         net(torch.from_numpy(digits.x_train[:500]))
         peaks.append(sum(float(layer.range_penalty()) for layer in layers))
     assert peaks[1] < peaks[0] / 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["mnist-cnn-float", "fashion-cnn-float"])
+def test_after_fix_and_some_more_training_a_network_is_as_good_as_with_relus(name: str) -> None:
+    data, net = load_dataset(zoo.recipe(name).dataset), zoo.load_model(name)
+    before = evaluate(net, data.x_test, data.y_test)
+    fixed = fix(net, "ckks", data.x_train[:1000], degree=4)
+    assert check(fixed, "ckks", data.x_train.shape[1:]) == []
+    plan = Training(4, 0, batch_size=256, learning_rate=2e-3, validation=0.0, range_penalty=1.0, shift=0.5)
+    after = tune(fixed, data, plan).held_out
+    assert after.value >= before.value - 0.005, f"{before} with ReLUs, {after} with polynomials"
+
+
+def test_tuning_goes_on_from_the_weights_given(digits: Dataset) -> None:
+    plan = _recipe(epochs=1, learning_rate=1e-3).training
+    net = train(_recipe("relu-cnn", epochs=10), dataset=digits).net
+    fixed = fix(net, "ckks", digits.x_train, degree=4)
+    start = evaluate(fixed, digits.x_test, digits.y_test)
+    tuned = tune(fixed, digits, plan)
+    assert tuned.net is fixed and not fixed.training
+    assert tuned.held_out.value > max(start.value, 0.8)
+    layers = [m for m in fixed.modules() if isinstance(m, ChebyshevActivation)]
+    assert layers and all(float(layer.peak) > 0 for layer in layers)
+    assert float(range_penalty(fixed.train())) >= 0
 
 
 def test_validation_images_come_from_the_training_part_class_by_class() -> None:
