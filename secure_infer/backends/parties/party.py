@@ -35,6 +35,9 @@ class Party(ABC):
         self._rank, self._peer = rank, peer
         self._channels = [peer, dealer] if dealer else [peer]
 
+    meeting_rounds, meeting_bytes = 1, HEADER_BYTES + HANDSHAKE_BYTES
+    """What `_meet` costs; a run's statistics hold it."""
+
     @abstractmethod
     def load(self, command: Frame) -> Answer:
         """Take in a model: the parts of this party's half."""
@@ -61,7 +64,7 @@ class Party(ABC):
         share = messages.unpack(command.parts[0], QUERY, model, self._rank, input_shape)
         run = self._meet(share)
         started, burnt = time.perf_counter(), time.process_time()
-        rounds, sent = self._peer.rounds - 1, self._peer.bytes_sent - HEADER_BYTES - HANDSHAKE_BYTES
+        rounds, sent = self._peer.rounds - self.meeting_rounds, self._peer.bytes_sent - self.meeting_bytes
         received = self._peer.bytes_received - HEADER_BYTES - HANDSHAKE_BYTES
         dealt = sum(channel.bytes_received for channel in self._channels[1:])
         try:
@@ -77,6 +80,7 @@ class Party(ABC):
             "bytes_from_dealer": sum(channel.bytes_received for channel in self._channels[1:]) - dealt,
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - burnt,
+            **self._more(),
         }
         return statistics, [Share(share.model, share.session, self._rank, result, run).pack(REPLY)]
 
@@ -100,6 +104,13 @@ class Party(ABC):
         """Close the channels; peers that wait are told so at once."""
         for channel in self._channels:
             channel.close()
+
+    def idle(self) -> None:  # noqa: B027 - most protocols have nothing to do
+        """After an answer, before the next command: what need not wait for a query."""
+
+    def _more(self) -> Mapping[str, float]:
+        """Further statistics of the run that has just ended."""
+        return {}
 
     def _look_after(self) -> None:  # noqa: B027 - most protocols have nothing to do
         """Party 0, while nothing is asked."""

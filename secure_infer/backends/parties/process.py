@@ -126,3 +126,4 @@ def main(sit: Sit, deal: Deal) -> None:
     write_frame(answers, frame.pack(ANSWER, []))
     while data := read_frame(commands):
         write_frame(answers, _answer(party, frame.unpack(data, COMMAND)))
+        party.idle()

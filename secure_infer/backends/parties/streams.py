@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,12 @@ class Stream:
         """Uniform elements of Z_2^64, as int64 of shape `size`."""
         count = math.prod(size)
         return np.frombuffer(self._draw(8 * count), dtype=np.int64, count=count).reshape(tuple(size))
+
+    def elements(self, size: Sequence[int], kind: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Uniform elements of the ring of an unsigned integer type, of shape `size`."""
+        dtype = np.dtype(kind)
+        count = math.prod(size)
+        return np.frombuffer(self._draw(dtype.itemsize * count), dtype=dtype, count=count).reshape(tuple(size))
 
     def bits(self, size: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Uniform bits, as uint8 of shape `size`."""

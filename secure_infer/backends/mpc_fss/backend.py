@@ -1,0 +1,229 @@
+"""The backend `mpc-fss`: two servers compute on shares, a dealer prepares randomness; comparisons take one round."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from secure_infer.backends.base import Guarantee, Program, require_supported
+from secure_infer.backends.mpc_fss.cost import cost
+from secure_infer.backends.mpc_fss.lower import lower
+from secure_infer.backends.mpc_fss.plan import MODES, OUTSOURCED, OWNER, Plan
+from secure_infer.backends.mpc_fss.secrets import masked_bytes, shares, split
+from secure_infer.backends.parties.client import PARTIES, ClientHalf, SharingClient
+from secure_infer.backends.parties.seam import Half, Setup
+from secure_infer.errors import BundleError, Problem, UsageError, missing_extra
+from secure_infer.graph import OPS, interpret
+from secure_infer.graph.graph import Graph
+from secure_infer.graph.types import Integers
+from secure_infer.wire import frame
+
+if TYPE_CHECKING:
+    from secure_infer.backends.parties.channel import Channel
+    from secure_infer.backends.parties.session import PartyRole
+
+KIND, CLIENT_KIND = "mpc-fss-server", "mpc-fss-client"
+DEFAULT_TIMEOUT = 60.0
+DEFAULT_AHEAD = 16
+_SEED_BITS = 126
+
+
+class MpcFssBackend:
+    """The backend `mpc-fss`."""
+
+    name = "mpc-fss"
+    ops = frozenset(OPS)
+    exact = True
+    parties = PARTIES
+    options: Mapping[str, str] = {
+        "mode": f'"{OUTSOURCED}" (default): both servers hold shares of the weights, neither knows them; or "{OWNER}": '
+        "party 0 owns the weights and holds them in the clear, which takes fewer bytes.",
+        "ahead": f"Inferences for which correlations are kept in stock; {DEFAULT_AHEAD} if not given.",
+        "timeout": f"Seconds that a party waits for another before it gives up; {DEFAULT_TIMEOUT:g} if not given.",
+    }
+
+    def compile(self, graph: Graph, calibration: Integers, options: Mapping[str, Any]) -> Program:
+        """Split a graph into a public plan and two halves of the weights.
+
+        Args:
+            graph: Any network: every operation is supported, exactly.
+            calibration: Not used: rings hold every value that the graph may have.
+            options: See `options`.
+
+        Raises:
+            UsageError: An unknown option or value.
+            UnsupportedNetwork: Numbers that no ring holds, or tables and polynomials that are too large.
+            MissingExtra: The library for AES is not installed.
+        """
+        _require_cryptography()
+        mode, ahead, timeout = _options(options, self.options)
+        require_supported(self, graph)
+        lowered = lower(graph, os.urandom(16).hex(), mode, timeout, ahead)
+        plan, data = lowered.plan, lowered.plan.to_bytes()
+        ends = graph.input.shape, graph.input.low, graph.input.high, graph.output_type.shape
+        client = ClientHalf(CLIENT_KIND, plan.model, *ends, plan.rings[plan.output])
+        spent = asdict(cost(plan))
+        sizes = {"bytes_between_parties": spent.pop("bytes"), "bytes_from_dealer": spent.pop("dealt_bytes")}
+        once = {"bytes_once": 2 * masked_bytes(plan)}
+        chosen = {"mode": mode, "ahead": ahead, "timeout": timeout, "tls": "1.3"}
+        return Program(
+            servers=tuple(
+                frame.pack(KIND, [data, part], {"party": party}) for party, part in enumerate(split(lowered))
+            ),
+            client=client.pack(),
+            guarantee=_guarantee(mode),
+            parameters={"ring_bits": sorted(set(plan.rings.values())), **chosen, **sizes, **once},
+            counts=spent,
+        )
+
+    def client(self, half: bytes) -> SharingClient:
+        """The client role; it needs numpy alone."""
+        return SharingClient(ClientHalf.unpack(half, CLIENT_KIND))
+
+    def servers(self, halves: Sequence[bytes]) -> Sequence[PartyRole]:
+        """Start both servers and the dealer in processes of their own, with a stock of correlations in memory.
+
+        Raises:
+            BundleError: A half that is malformed, or that holds more than it may.
+            MissingExtra: The library for AES is not installed.
+            ProtocolError: A process does not start.
+        """
+        _require_cryptography()
+        from secure_infer.backends.parties.session import PartyRole, Session
+
+        parts, plan = unpack_halves(halves)
+        session = Session(_setup(plan))
+        try:
+            session.load(parts)
+        except BaseException:
+            session.close()
+            raise
+        return [PartyRole(session, party) for party in range(PARTIES)]
+
+    def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Integers:
+        """The interpreter's result: the protocol is exact."""
+        return interpret(graph, x)
+
+    def primitives(self, program: Program) -> Mapping[str, float]:
+        """Seconds for one round, one comparison of 16 bits and one multiplication, between two processes now."""
+        _require_cryptography()
+        from secure_infer.backends.parties.session import Session
+
+        _, plan = unpack_halves(program.servers)
+        session = Session(_setup(plan))
+        try:
+            return session.measure()
+        finally:
+            session.close()
+
+    def party_half(self, half: bytes, party: int) -> Half:
+        """One party's half, unpacked.
+
+        Raises:
+            BundleError: See `unpack_half`.
+        """
+        parts, plan = unpack_half(half, party)
+        return Half(_setup(plan), plan.model, plan.input_shape, parts)
+
+    def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None]) -> NoReturn:
+        """Be the dealer until a party is gone, which is a ProtocolError."""
+        _require_cryptography()
+        from secure_infer.backends.mpc_fss.party import deal
+
+        deal(channels, ready)
+
+
+def _setup(plan: Plan) -> Setup:
+    return Setup("secure_infer.backends.mpc_fss.party", plan.timeout)
+
+
+def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Plan]:
+    """The parts of both halves, and the plan they share.
+
+    Raises:
+        BundleError: Not two halves of one model.
+    """
+    if len(halves) != PARTIES:
+        raise BundleError(f"Expected {PARTIES} server halves, got {len(halves)}.")
+    (first, _), (second, plan) = (unpack_half(half, party) for party, half in enumerate(halves))
+    if first[0] != second[0]:
+        raise BundleError(
+            "The halves belong to different models.",
+            [Problem(KIND, "Their plans differ.", "use the halves of one bundle.")],
+        )
+    return [first, second], plan
+
+
+def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
+    """The parts of one party's half, and its plan.
+
+    Raises:
+        BundleError: Another party's half, or shares of another length than the plan says.
+    """
+    received = frame.unpack(half, KIND)
+    if received.meta.get("party") != party or len(received.parts) != 2:
+        problem = Problem(KIND, "It belongs to another party.", "pass the halves in order, as compiled.")
+        raise BundleError(f"This is not the half of party {party}.", [problem])
+    plan = Plan.from_bytes(received.parts[0])
+    shares(plan, party, received.parts[1])
+    return received.parts, plan
+
+
+def _require_cryptography() -> None:
+    if importlib.util.find_spec("cryptography") is None:
+        raise missing_extra("mpc-fss", "mpc-fss", "cryptography")
+
+
+def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, int, float]:
+    """Mode, stock and timeout; every problem is listed."""
+    problems = [
+        Problem(name, "There is no such option.", f"use {', '.join(known)}.") for name in given if name not in known
+    ]
+    mode = given.get("mode", OUTSOURCED)
+    if mode not in MODES:
+        problems.append(Problem("mode", f"Expected {' or '.join(MODES)}, got {mode!r}.", f"use {OUTSOURCED}."))
+    ahead, timeout = 0, 0.0
+    with contextlib.suppress(TypeError, ValueError):
+        ahead = int(given.get("ahead", DEFAULT_AHEAD))
+    if not 0 < ahead <= 1 << 20:
+        problems.append(Problem("ahead", f"Expected 1 to {1 << 20}, got {given['ahead']!r}.", "use 16."))
+    with contextlib.suppress(TypeError, ValueError):
+        timeout = float(given.get("timeout", DEFAULT_TIMEOUT))
+    if not 0 < timeout <= 86400:
+        problems.append(Problem("timeout", f"Expected seconds in (0, 86400], got {given['timeout']!r}.", "use 60."))
+    if problems:
+        raise UsageError("The options of mpc-fss can't be used.", problems)
+    return mode, ahead, timeout
+
+
+def _guarantee(mode: str) -> Guarantee:
+    outsourced = mode == OUTSOURCED
+    return Guarantee(
+        scheme="2-party additive secret sharing over Z_2^16, Z_2^32 and Z_2^64 with function secret sharing "
+        "(distributed comparison functions on AES-128), trusted dealer",
+        security_bits=_SEED_BITS,
+        failure_probability=0.0,
+        error_bound=None,
+        adversary="semi-honest: one of party 0, party 1 and the dealer, curious but following the protocol; "
+        "and whoever reads the traffic between them, which is mutually authenticated TLS 1.3",
+        leaks=(
+            "the network's structure to everybody but the client: operations, shapes, strides, gains of additions, "
+            "shifts, thresholds per activation, the bits in which values are compared and the rings that hold them",
+            "the batch size and the time of each query to both parties; how many are asked to the dealer",
+            "the outputs to the client, which can ask again and again: a model can be learned from its answers",
+            "weights to whoever compiles the model, and to nobody else"
+            if outsourced
+            else "weights to party 0, which owns them; to nobody else",
+        ),
+        trust=(
+            "party 0, party 1 and the dealer do not collude: any two of them together can read the input"
+            + (" and the weights" if outsourced else ""),
+            "servers() starts all three on one machine, for trials: whoever runs that machine holds both shares",
+            "no party deviates from the protocol: there are no checks against an active adversary",
+            "research grade: written here from the papers, tested against a slow reference, reviewed by nobody outside",
+        ),
+    )

@@ -1,0 +1,218 @@
+"""One server's side of a run: steps on shares, one message for each opening, all randomness dealt before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secure_infer.backends.mpc_fss.dcf import Corrections, Generator, evaluate
+from secure_infer.backends.mpc_fss.dealing import Greeting, sign, spread
+from secure_infer.backends.mpc_fss.material import Gate, Layout, Material, Name, by_level, gates, together
+from secure_infer.backends.mpc_fss.plan import OWNER, Plan, Step
+from secure_infer.backends.mpc_fss.ring import Affine, Ring, embed, kind_of, low_bits, pair, wire_kind
+from secure_infer.backends.mpc_fss.secrets import masks, opened
+from secure_infer.backends.mpc_fss.wire import Wire
+from secure_infer.backends.parties.streams import Stream
+from secure_infer.graph.graph import INPUT
+from secure_infer.graph.interpret import windows
+from secure_infer.graph.types import Integers
+
+
+class Evaluator:
+    """One server's copy of a network.
+
+    Args:
+        plan: What everybody knows.
+        party: 0 or 1.
+        shares: Its shares of the secret arrays.
+        greeting: From the dealer.
+        theirs: The other party's masked secrets.
+    """
+
+    def __init__(self, plan: Plan, party: int, shares: Mapping[Name, Ring], greeting: Greeting, theirs: bytes) -> None:
+        self.plan, self.layout, self._party, self._shares = plan, Layout(plan), party, dict(shares)
+        self._generator = Generator(greeting.generator)
+        self._known = opened(plan, shares, masks(plan, party, greeting.masks), theirs)
+        self._weights: dict[str, Affine] = {}
+        self._differences: dict[str, Affine] = {}
+        for step in plan.steps:
+            if "weight" in step.parameters:
+                name = (step.name, "weight")
+                if plan.mode != OWNER or party == 0:
+                    self._weights[step.name] = Affine(step.parameters, self._shares.pop(name))
+                if plan.mode != OWNER or party == 1:
+                    self._differences[step.name] = Affine(step.parameters, self._known.pop(name))
+
+    def prepare(self, lot: bytes | bytearray | memoryview) -> dict[Name, Ring]:
+        """Unpack a lot, and do all work on it that needs no input: what linear layers add to their products."""
+        material = self.layout.unpack(lot, self._party)
+        for step in self.plan.steps:
+            if "weight" in step.parameters:
+                rest = material[step.name, "product"]
+                if step.name in self._differences:
+                    rest = rest + self._differences[step.name](material[step.name, "mask"])
+                bias = self._shares[step.name, "bias"]
+                material[step.name, "product"] = rest + bias.reshape((-1,) + (1,) * (len(step.shape) - 1))
+        return material
+
+    def run(self, share: Integers, material: Material, wire: Wire) -> Integers:
+        """This party's share of the outputs, `(n, *output shape)`, fresh whatever the network.
+
+        Args:
+            share: Its share of the inputs, `(n, *input shape)`.
+            material: n items, which no other run has used or will use.
+            wire: To the other party.
+        """
+        values: dict[str, Ring] = {INPUT: embed(share, kind_of(self.plan.input_ring))}
+        for step in self.plan.steps:
+            values[step.name] = self._step(step, [values[name] for name in step.inputs], material, wire)
+        wire.finish()
+        result = values[self.plan.output]
+        zero = [Stream(key.tobytes()).elements(result.shape[1:], result.dtype) for key in material["", "zero"]]
+        fresh = result + np.stack(zero) if self._party == 0 else result - np.stack(zero)
+        return fresh.astype(np.int64)
+
+    def _step(self, step: Step, inputs: Sequence[Ring], material: Material, wire: Wire) -> Ring:
+        p, x = step.parameters, inputs[0]
+        match step.kind:
+            case "Linear" | "Conv2d":
+                return self._affine(step, x, material, wire)
+            case "Add":
+                return np.asarray(x.dtype.type(p["gains"][0]) * x + x.dtype.type(p["gains"][1]) * inputs[1])
+            case "Sum":
+                view = windows(x, pair(p["kernel"]), pair(p["stride"]), pair(p["padding"]))
+                return np.asarray(view.sum(axis=(-2, -1), dtype=x.dtype))
+            case "Reshape":
+                return x.reshape(len(x), *step.shape)
+            case "Max":
+                return self._maximum(step, x, material, wire)
+            case "Compare":
+                return self._compare(step, x, material, wire)
+            case "Lookup":
+                return self._look_up(step, x, material, wire)
+            case "Polynomial":
+                return self._polynomial(step, x, material, wire)
+            case _:
+                return self._shift(step, x, material, wire)
+
+    def _own(self, value: int, kind: np.dtype[Any]) -> Any:
+        """This party's share of a public number: party 0 has all of it."""
+        return kind.type(value % (1 << 8 * kind.itemsize) if self._party == 0 else 0)
+
+    def _affine(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
+        """Shares of `W x + bias`; one message, from both (outsourced) or from party 1 (owner).
+
+        Outsourced, e = x - a is opened, and party i adds `W_i e` to its share of `W a + bias`. Under an owner, party 1
+        alone masks its share, and party 0 multiplies the sum of what it has and what it is told.
+        """
+        rest = material[step.name, "product"]
+        if self.plan.mode == OWNER:
+            if self._party == 1:
+                wire.tell(x - material[step.name, "mask"])
+                return rest
+            return rest + self._weights[step.name](x + wire.hear(x.shape, x.dtype))
+        masked = x - material[step.name, "mask"]
+        return rest + self._weights[step.name](masked + wire.swap(masked))
+
+    def _compare(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
+        """`base + gain * #{thresholds <= x}`, in one round: see PROTOCOL.md."""
+        levels, bits, kind = step.parameters["thresholds"][1], step.parameters["bits"], kind_of(step.ring)
+        base = self._shares[step.name, "base"][0]
+        if not levels:
+            return np.full(x.shape, base, dtype=kind)
+        n = len(x)
+        opened = self._open(step.name, "mask", x.reshape(n, -1), bits, material, wire)
+        offsets = spread(self._known[step.name, "thresholds"], step.shape)
+        points = low_bits(opened[:, None] + offsets, bits).astype(np.uint64).reshape(n, -1)
+        (gate,) = gates(self.plan, step)
+        share = self._functions(step, gate, points & np.uint64((1 << (bits - 1)) - 1), material)[..., 0]
+        flipped = (points >> np.uint64(bits - 1)).astype(bool)
+        top = material[step.name, "top"] + share
+        below = np.where(flipped, self._own(1, kind) - top, top).reshape(n, levels, -1).sum(axis=1, dtype=kind)
+        count = self._own(levels, kind) - below
+        return (base + kind.type(step.parameters["gain"]) * count).reshape(x.shape)
+
+    def _maximum(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
+        """A tournament: `max(a, b) = a + relu(b - a)`, all pairs of a round at once."""
+        p, fill = step.parameters, self._shares[step.name, "fill"][0]
+        view = windows(x, pair(p["kernel"]), pair(p["stride"]), pair(p["padding"]), fill=fill)
+        values = view.reshape(*view.shape[:4], -1)
+        for i, gate in enumerate(gates(self.plan, step)):
+            half = values.shape[-1] // 2
+            left, right, rest = np.split(values, [half, 2 * half], axis=-1)
+            positive = self._relu(step, gate, i, (right - left).reshape(len(x), -1), material, wire)
+            values = np.concatenate([left + positive.reshape(left.shape), rest], axis=-1)
+        return np.ascontiguousarray(values[..., 0])
+
+    def _relu(self, step: Step, gate: Gate, i: int, x: Ring, material: Material, wire: Wire) -> Ring:
+        """Shares of `x [x >= 0]` for x `(n, count)`: with h = x + r open, it is `h b - r b` for the bit b."""
+        bits, kind = step.parameters["bits"], x.dtype
+        mask = material[step.name, f"{i} mask"]
+        masked = x + mask
+        opened = masked + wire.swap(masked)
+        points = low_bits(opened, bits).astype(np.uint64)
+        shares = self._functions(step, gate, points & np.uint64((1 << (bits - 1)) - 1), material)
+        negative = material[step.name, f"{i} top"] + shares[..., 0]
+        product = material[step.name, f"{i} product"] + shares[..., 1]
+        flipped = (points >> np.uint64(bits - 1)).astype(bool)
+        bit = np.where(flipped, negative, self._own(1, kind) - negative)
+        return np.asarray(opened * bit - np.where(flipped, product, mask - product))
+
+    def _look_up(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
+        """`table[x]` with a one-time table: a secret unit vector times what is open of the table, plus the rest."""
+        bits, entries = step.parameters["bits"], step.parameters["table"][1]
+        shifted = (x - self._shares[step.name, "fill"][0]).reshape(len(x), -1)
+        opened = self._open(step.name, "mask", shifted, bits, material, wire).astype(np.intp)[..., None]
+        places = (opened - np.arange(entries)) % entries
+        units = np.take_along_axis(material[step.name, "one"], places, axis=-1)
+        table = spread(self._known[step.name, "table"], step.shape).T
+        rest = np.take_along_axis(material[step.name, "table"], opened, axis=-1)[..., 0]
+        return np.asarray((units * table).sum(axis=-1, dtype=table.dtype) + rest).reshape(x.shape)
+
+    def _polynomial(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
+        """`sum_k c_k x**k` in one round: x = h - r with h open, and r's powers are dealt."""
+        degree, kind = step.parameters["coefficients"][1] - 1, x.dtype
+        flat, n = x.reshape(len(x), -1), len(x)
+        opened = self._open(step.name, "mask", flat, step.ring, material, wire) if degree else flat
+        ones = np.full((n, 1, step.size), self._own(1, kind))
+        powers = np.concatenate([ones, material[step.name, "powers"]], axis=1)
+        rows = spread(self._known[step.name, "coefficients"], step.shape)
+        result, power = np.zeros_like(flat), np.ones_like(flat)
+        for j in range(degree + 1):
+            term = material[step.name, "terms"][:, j].copy()
+            for k in range(j, degree + 1):
+                term += rows[k] * kind.type(math.comb(k, j)) * sign(powers[:, k - j], k - j)
+            result += term * power
+            power = power * opened
+        return result.reshape(x.shape)
+
+    def _shift(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
+        """`floor(x / 2**places)`, exactly: shares of the borrow of the low bits and of the wrap of all of them."""
+        places, bits, kind = step.parameters["places"], step.parameters["bits"], kind_of(step.ring)
+        shifted = x.reshape(len(x), -1) + self._own(1 << (bits - 1), x.dtype)
+        points = self._open(step.name, "mask", shifted, bits, material, wire).astype(np.uint64)
+        low, whole = gates(self.plan, step)
+        borrow = self._functions(step, low, points & np.uint64((1 << places) - 1), material)[..., 0]
+        wrap = self._functions(step, whole, points, material)[..., 0]
+        result = wrap - borrow - material[step.name, "high"]
+        if self._party == 0:
+            result += (points >> np.uint64(places)).astype(kind) - self._own(1 << (bits - 1 - places), kind)
+        return np.asarray(result).reshape(x.shape)
+
+    def _open(self, step: str, mask: str, x: Ring, bits: int, material: Material, wire: Wire) -> Ring:
+        """`x + mask` modulo `2**bits`, for x `(n, count)`; one round."""
+        masked = low_bits(x.astype(wire_kind(bits)) + material[step, mask], bits)
+        return low_bits(masked + wire.swap(masked), bits)
+
+    def _functions(self, step: Step, gate: Gate, points: Ring, material: Material) -> Ring:
+        """Shares of a step's comparison functions at `points`, `(n, count)`: shape `(n, count, payload)`."""
+        if not gate.count:
+            return np.zeros((*points.shape, gate.form.payload), dtype=gate.form.kind)
+        arrays = {name: material[step.name, gate.label + name] for name in ("roots", "seeds", "values", "leaves")}
+        common = Corrections(by_level(arrays["seeds"]), by_level(arrays["values"]), together(arrays["leaves"]))
+        flat = together(points)
+        found = evaluate(gate.form, self._generator, self._party, together(arrays["roots"]), common, flat)
+        return found.reshape(*points.shape, -1)

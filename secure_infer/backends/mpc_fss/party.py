@@ -1,0 +1,237 @@
+"""One server, and the dealer: `python -m secure_infer.backends.mpc_fss.party`; see `parties.process`.
+
+Party 0 asks the dealer: `plan` and the plan, which names the model; `deal` and a number of items; `ping`. The dealer
+answers both parties, each with its own part; a ping is answered to party 0 alone. Party 1 sends the digest of its plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from secure_infer.backends.mpc_fss.dcf import Form, Generator, clear_roots, evaluate, generate
+from secure_infer.backends.mpc_fss.dealing import GREETING_BYTES, Dealing, Greeting, greetings, lot_size
+from secure_infer.backends.mpc_fss.evaluate import Evaluator
+from secure_infer.backends.mpc_fss.plan import Plan
+from secure_infer.backends.mpc_fss.ring import Factor
+from secure_infer.backends.mpc_fss.secrets import masked, masked_bytes, masks, shares
+from secure_infer.backends.mpc_fss.stock import Span, Stock, as_spans, describe
+from secure_infer.backends.mpc_fss.wire import Wire
+from secure_infer.backends.parties import process
+from secure_infer.backends.parties.channel import Channel, lost
+from secure_infer.backends.parties.messages import Share
+from secure_infer.backends.parties.party import Answer, Party, different_models
+from secure_infer.backends.parties.seam import PARTY_NAMES
+from secure_infer.backends.parties.streams import KEY_BYTES, fresh_key
+from secure_infer.errors import Problem, ProtocolError
+from secure_infer.graph.types import Integers, Shape
+from secure_infer.wire.frame import Frame
+
+_PLAN, _DEAL, _PING = b"plan", b"deal", b"ping"
+_PONG = b"pong"
+
+
+class FssParty(Party):
+    """Party 0 or 1.
+
+    Args:
+        rank: 0 or 1.
+        peer: The channel to the other party.
+        dealer: The channel to the dealer.
+    """
+
+    meeting_rounds = meeting_bytes = 0
+
+    def __init__(self, rank: int, peer: Channel, dealer: Channel) -> None:
+        super().__init__(rank, peer, dealer)
+        self._dealer = dealer
+        self._evaluator: Evaluator | None = None
+        self._stock: Stock | None = None
+        self._trouble: ProtocolError | None = None
+        self._tag, self._items = b"", list[Span]()
+        self._wanted = 0
+
+    def load(self, command: Frame) -> Answer:
+        """Take in a plan and this party's share of the secrets; agree with the other party, and stock up."""
+        plan = Plan.from_bytes(command.parts[0])
+        mine = shares(plan, self._rank, command.parts[1])
+        self._agree(command.parts[0])
+        greeting = self._greet(command.parts[0])
+        said = masked(plan, mine, masks(plan, self._rank, greeting.masks))
+        theirs = bytes(self._peer.exchange(said, masked_bytes(plan)))
+        self._evaluator = Evaluator(plan, self._rank, mine, greeting, theirs)
+        folder = None
+        self._stock = Stock(
+            self._evaluator.prepare, self._evaluator.layout.item_bytes(self._rank), folder, greeting.pack()
+        )
+        self._reconcile(self._stock)
+        self._wanted, self._trouble = plan.ahead, None
+        self.idle()
+        return {}, []
+
+    def measure(self, command: Frame) -> Answer:
+        """Time one of each primitive."""
+        return _measure(self._peer), []
+
+    def idle(self) -> None:
+        """Keep the stock full enough, and the next item prepared."""
+        if self._stock is None or self._trouble is not None:
+            return
+        if self._stock.count <= self._wanted // 2:
+            try:
+                self._deal(self._wanted - self._stock.count)
+            except ProtocolError as error:
+                self._trouble = error
+        self._stock.ready()
+
+    def _model(self) -> tuple[str, Shape]:
+        if self._evaluator is None:
+            raise ProtocolError("No model is loaded.")
+        return self._evaluator.plan.model, self._evaluator.plan.input_shape
+
+    def _meet(self, share: Share) -> str:
+        """Choose the items of the run; the first message of the run says whether the other party chose the same."""
+        assert self._stock is not None
+        self._stock_up(self._stock, len(share.values))
+        shape = repr((share.session, share.values.shape, self._stock.next, self._stock.spans[:1]))
+        self._tag = hashlib.sha256(shape.encode()).digest()
+        return hashlib.sha256(self._tag).hexdigest()[:32]
+
+    def _evaluate(self, share: Integers) -> Integers:
+        assert self._stock is not None and self._evaluator is not None
+        self._items, material = self._stock.take(len(share))
+        return self._evaluator.run(share, material, Wire(self._peer, self._tag))
+
+    def _more(self) -> Mapping[str, float]:
+        return {"first_item": self._items[0][0], "items": sum(count for _, count in self._items)}
+
+    def _look_after(self) -> None:
+        """Party 0: make sure that the dealer is there."""
+        self._dealer.send(_PING)
+        self._dealer.receive(len(_PONG))
+
+    def _greet(self, plan: bytes) -> Greeting:
+        self._dealer.send(_PLAN + plan if self._rank == 0 else hashlib.sha256(plan).digest())
+        return Greeting.unpack(bytes(self._dealer.receive(GREETING_BYTES)))
+
+    def _reconcile(self, stock: Stock) -> None:
+        """Agree with the other party on what both have."""
+        try:
+            theirs = json.loads(bytes(self._peer.exchange(json.dumps(describe(stock)).encode())))
+            stock.agree(int(theirs["next"]), as_spans(theirs["spans"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise lost(self._peer.peer, "sent something else than what it has in stock") from error
+
+    def _stock_up(self, stock: Stock, count: int) -> None:
+        """Make sure that there are so many items, dealing more if there is a dealer."""
+        while stock.count < count and self._trouble is None:
+            try:
+                self._deal(count - stock.count)
+            except ProtocolError as error:
+                self._trouble = error
+        if stock.count < count:
+            self.close()
+            raise _exhausted(count, stock.count, self._trouble)
+
+    def _deal(self, count: int) -> None:
+        """Have so many items dealt, in lots that fit memory."""
+        assert self._stock is not None and self._evaluator is not None
+        layout, end = self._evaluator.layout, self._stock.end + count
+        while self._stock.end < end:
+            first = self._stock.end
+            items = lot_size(layout, end - first)
+            if self._rank == 0:
+                self._dealer.send(_DEAL + struct.pack("<Q", items))
+            self._stock.add(first, self._dealer.receive(items * layout.item_bytes(self._rank)))
+
+
+def deal(channels: Mapping[str, Channel], ready: Callable[[], None], folder: Path | None = None) -> NoReturn:
+    """Be the dealer until a party is gone, which is a ProtocolError."""
+    first, second = (channels[name] for name in PARTY_NAMES)
+    ready()
+    for channel in (first, second):
+        channel.wait_forever()
+    master, dealing = fresh_key(), None
+    while True:
+        verb, rest = _split(first.receive())
+        if verb == _PLAN:
+            if bytes(second.receive(KEY_BYTES)) != hashlib.sha256(rest).digest():
+                raise different_models()
+            both = greetings(master, rest)
+            dealing = Dealing(Plan.from_bytes(rest), both)
+            for channel, greeting in zip((first, second), both, strict=True):
+                channel.send(greeting.pack())
+        elif verb == _DEAL and dealing is not None and len(rest) == 8:
+            lots = dealing.lot(lot_size(dealing.layout, struct.unpack("<Q", rest)[0]))
+            for channel, lot in zip((first, second), lots, strict=True):
+                channel.send(lot)
+        elif verb == _PING:
+            first.send(_PONG)
+        else:
+            raise lost(first.peer, "asked for something that is not dealt")
+
+
+def _split(message: bytes | bytearray) -> tuple[bytes, bytes]:
+    return bytes(message[: len(_PLAN)]), bytes(message[len(_PLAN) :])
+
+
+def _exhausted(wanted: int, left: int, cause: ProtocolError | None) -> ProtocolError:
+    why = f" The dealer does not deal: {cause.summary}" if cause else ""
+    return ProtocolError(
+        "The stock of correlations is exhausted.",
+        [
+            Problem(
+                "stock",
+                f"{wanted} inferences were asked for, and correlations for {left} are left.{why}",
+                "start the dealer (`secure-infer party --role dealer`), which deals more; "
+                "compile with a larger `ahead` to keep more in stock.",
+            )
+        ],
+    )
+
+
+def _measure(peer: Channel) -> dict[str, float]:
+    """Seconds for a round, for a comparison of 16 bits, and for a product modulo 2^32."""
+    form, count = Form(15, 1, np.dtype(np.uint16)), 1 << 13
+    words = np.frombuffer(os.urandom(16 * count), np.uint64).reshape(count, 2)
+    generator, roots = Generator(os.urandom(16)), clear_roots(words)
+    points = words[:, 1] & np.uint64((1 << 15) - 1)
+    beta = np.ones((count, 1), np.uint16)
+    common = generate(form, generator, points, beta, (roots, roots[::-1].copy()))
+    square = np.arange(1 << 16, dtype=np.uint32).reshape(256, 256) * np.uint32(0x9E3779B1)
+    factor = Factor(square)
+    return {
+        "rounds": _seconds(lambda: peer.exchange(b"ping", 4), 200),
+        "comparisons": _seconds(lambda: evaluate(form, generator, 0, roots, common, points), 3) / count,
+        "multiplications": _seconds(lambda: factor.left(square), 3) / 256**3,
+    }
+
+
+def _seconds(act: Callable[[], object], repeats: int) -> float:
+    act()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        act()
+    return (time.perf_counter() - start) / repeats
+
+
+def main() -> None:
+    """Serve one role until standard input ends."""
+
+    def sit(rank: int, peer: Channel, dealer: Channel | None, threads: int, settings: Mapping[str, Any]) -> Party:
+        assert dealer is not None
+        return FssParty(rank, peer, dealer)
+
+    process.main(sit, deal)
+
+
+if __name__ == "__main__":
+    main()

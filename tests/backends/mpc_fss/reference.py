@@ -1,0 +1,56 @@
+"""Distributed comparison for one function and one point at a time, in plain integers: slow, and written on its own."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+LOW = (1 << 128) - 1 - 3
+
+
+class Slow:
+    """Evaluates one key as the definition says: walk down from the root, then pick a word of the last block."""
+
+    def __init__(self, key: bytes, bits: int, payload: int, word: int) -> None:
+        self.encryptor = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
+        self.bits, self.payload, self.word = bits, payload, word
+        self.cut = 0
+        while (2 << self.cut) * payload * word <= 128 and self.cut < bits:
+            self.cut += 1
+
+    def block(self, seed: int, tweak: int) -> int:
+        """AES(K, s ^ j) ^ s ^ j, where a block is a little-endian number and j is added to its upper half."""
+        given = seed ^ (tweak << 64)
+        made = self.encryptor.update(given.to_bytes(16, "little"))
+        return int.from_bytes(made, "little") ^ given
+
+    def words(self, block: int) -> list[int]:
+        return [(block >> (self.word * i)) & ((1 << self.word) - 1) for i in range(128 // self.word)]
+
+    def value(
+        self,
+        party: int,
+        root: int,
+        seeds: list[int],
+        values: list[list[int]],
+        leaves: list[list[int]],
+        x: int,
+    ) -> list[int]:
+        """A party's share of f(x); corrections are given level by level."""
+        seed, control = root, party
+        total = [0] * self.payload
+        for level in range(self.bits - self.cut):
+            right = (x >> (self.bits - 1 - level)) & 1
+            below, numbers = self.block(seed, right), self.words(self.block(seed, 2 + right))
+            flag = below & 1
+            seed = below & LOW
+            for i in range(self.payload):
+                total[i] += numbers[i] + (values[level][i] if control else 0)
+            if control:
+                seed ^= seeds[level] & LOW
+                flag ^= (seeds[level] >> right) & 1
+            control = flag
+        numbers = self.words(self.block(seed, 4))
+        leaf = x % (1 << self.cut)
+        for i in range(self.payload):
+            total[i] += numbers[leaf * self.payload + i] + (leaves[leaf][i] if control else 0)
+        return [(-t if party else t) % (1 << self.word) for t in total]
