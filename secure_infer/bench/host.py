@@ -14,7 +14,12 @@ from secure_infer import __version__
 from secure_infer.bench import places
 from secure_infer.bench.floor import usable_cores
 
-LIBRARIES = {"tfhe": ("concrete-python",), "ckks": ("tenseal",), "mpc": ("crypten", "torch")}
+LIBRARIES = {
+    "tfhe": ("concrete-python",),
+    "ckks": ("tenseal",),
+    "mpc": ("crypten", "torch"),
+    "mpc-fss": ("cryptography",),
+}
 """Distributions that a protocol's figures depend on."""
 
 

@@ -76,12 +76,21 @@ def timing(entry: Entry, setup: Setup, samples: Sequence[Sample], bound: Floor |
         "wall_s": wall,
         "cpu_s": cpu,
         "run_s_all": [sample.wall_s["run"] / entry.batch for sample in samples],
+        "dealer_cpu_s": _dealing(samples, entry.batch),
         "bytes": sizes(setup, samples, entry.batch),
         "counts": {**setup.counts, **statistics},
         "floor_s": bound.seconds if bound else None,
         "floor_ratio": run / bound.seconds if bound and run is not None else None,
         "floor": bound.as_dict() | {"cpu_ratio": bound.cpu_ratio(busy)} if bound else None,
     }
+
+
+def _dealing(samples: Sequence[Sample], batch: int) -> float | None:
+    """CPU seconds of the dealer for an image, who may work ahead: between the first request and the last."""
+    spent = [sample.statistics.get("dealer_total_seconds") for sample in samples]
+    if len(spent) < 2 or spent[0] is None or spent[-1] is None:
+        return None
+    return (spent[-1] - spent[0]) / (len(spent) - 1) / batch
 
 
 def ratios(record: Record, first: Record) -> dict[str, float | None]:

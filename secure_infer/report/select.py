@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from secure_infer.backends.parties.network import LOOPBACK
 from secure_infer.bench.records import Record
 from secure_infer.bench.statistics import ratio_of_medians
 
-PROTOCOLS = ("clear", "tfhe", "ckks", "mpc")
+PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss")
 
 
-def order(record: Record) -> tuple[str, int, bool, str, int, str]:
-    """Sort key: model, then protocol, then ours before peers, then the batch."""
+def order(record: Record) -> tuple[str, int, bool, str, int, str, str]:
+    """Sort key: model, then protocol, then ours before peers, then the batch, the mode and the network."""
     protocol = record["protocol"]
     place = PROTOCOLS.index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS)
-    return record["model"], place, bool(record["peer"]), name_of(record), record["batch"], record["mode"]
+    return (
+        record["model"],
+        place,
+        bool(record["peer"]),
+        name_of(record),
+        record["batch"],
+        record["mode"],
+        network_of(record),
+    )
 
 
 def name_of(record: Record) -> str:
@@ -28,11 +37,19 @@ def _plain(value: object) -> str:
     return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
+def network_of(record: Record) -> str:
+    """Name of the network that the processes were made to wait for; empty if none."""
+    name = str(record.get("network", LOOPBACK))
+    return "" if name == LOOPBACK else name
+
+
 def headline(records: Sequence[Record]) -> list[Record]:
-    """Ours by the recipe, one image a request, nothing simulated: the largest record of each model and protocol."""
+    """Ours by the recipe, one image a request, not simulated or delayed: the largest of each model and protocol."""
     best: dict[tuple[str, str], Record] = {}
     for record in records:
         if record["peer"] or record["options"] or record["mode"] != "encrypted" or record["batch"] != 1:
+            continue
+        if network_of(record) or record["accuracy"] is None:
             continue
         key = (record["model"], record["protocol"])
         if key not in best or (record["n"], record["at"]) > (best[key]["n"], best[key]["at"]):
@@ -64,5 +81,6 @@ def duels(records: Sequence[Record]) -> Iterator[Duel]:
     for peer in sorted((record for record in records if record["peer"]), key=order):
         same = ("case", "protocol", "model", "mode", "batch", "at")
         for ours in records:
-            if ours["peer"] is None and all(ours[key] == peer[key] for key in same):
+            near = network_of(ours) == network_of(peer)
+            if ours["peer"] is None and near and all(ours[key] == peer[key] for key in same):
                 yield Duel(ours, peer, *ratio_of_medians(peer["run_s_all"], ours["run_s_all"]))

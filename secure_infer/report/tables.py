@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from secure_infer.bench.records import Record
 from secure_infer.report.markdown import NOTHING, ratio, seconds, share, size, table
-from secure_infer.report.select import Duel, duels, headline, name_of, order
+from secure_infer.report.select import Duel, duels, headline, name_of, network_of, order
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -45,6 +45,7 @@ def quality(records: Sequence[Record]) -> str:
             f"{record['max_error']:.2g}",
         )
         for record in sorted(records, key=order)
+        if record["accuracy"] is not None
     ]
     return table((*header, "agreement", "max. error"), rows, left=3)
 
@@ -108,7 +109,7 @@ def versus(records: Sequence[Record]) -> str:
     rows = [
         (
             f"`{duel.peer['model']}`",
-            duel.peer["protocol"],
+            _who(duel.peer)[1],
             name_of(duel.ours),
             name_of(duel.peer),
             seconds(duel.ours["wall_s"]["run"]),
@@ -121,6 +122,33 @@ def versus(records: Sequence[Record]) -> str:
         for duel in duels(records)
     ]
     return table((*header, "agreement, ours / peer"), rows, left=4) if rows else ""
+
+
+def between(records: Sequence[Record]) -> str:
+    """Protocols of several parties: what a request takes online, and what its dealer did for it; empty if none ran."""
+    header = ("model", "protocol", "by", "a request", "rounds", "between parties", "floor", "request / floor")
+    rows = [
+        (
+            *_who(record),
+            seconds(record["batch"] * record["wall_s"]["run"]),
+            f"{record['counts']['rounds']:.0f}",
+            size(record["counts"].get("bytes_between_parties")),
+            seconds(record["floor_s"]),
+            ratio(record["floor_ratio"]),
+            size(dealt(record)),
+            seconds(record.get("dealer_cpu_s")),
+        )
+        for record in sorted(records, key=order)
+        if record["counts"].get("rounds") and record["n_encrypted"]
+    ]
+    return table((*header, "from the dealer", "dealer's CPU, an image"), rows, left=3) if rows else ""
+
+
+def dealt(record: Record) -> float | None:
+    """Bytes that the dealer sent for a request: counted in the run, or from the plan where it deals ahead."""
+    measured = record["counts"].get("bytes_from_dealer")
+    planned = record["parameters"].get("bytes_from_dealer")
+    return measured or (planned * record["batch"] if planned is not None else None)
 
 
 def _interval(duel: Duel) -> str:
@@ -164,4 +192,5 @@ def _counts(counts: Mapping[str, float]) -> str:
 def _who(record: Record) -> tuple[str, str, str]:
     extras = [f"batch {record['batch']}"] if record["batch"] > 1 else []
     extras += ["simulated"] if record["mode"] == "simulate" else []
+    extras += [f"over {network_of(record)}"] if network_of(record) else []
     return f"`{record['model']}`", " ".join([record["protocol"], *extras]), name_of(record)

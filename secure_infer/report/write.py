@@ -20,8 +20,10 @@ _HEAD = """# Results
 Made by `secure-infer bench --report` from the newest record of each row in `results/`; not written by hand.
 Times are medians of wall time an image; *CPU* is that of all parties; *floor* is the time that the counted primitive
 operations alone would take on all cores of the machine, measured in the same run. Rounds and bytes between parties
-are those of a request, also where it holds a batch. Intervals are 95 %. A row with
-0 encrypted images shows the clear protocol, or a simulation where it says so.
+are those of a request, also where it holds a batch. *Over lan* and *over wan*: every message between processes of the
+one machine waited as if it had a round trip of 0.3 ms and 3 Gb/s, or 40 ms and 400 Mb/s; its way and its bytes are in
+the floor. Models named *untrained* have random weights and are measured for latency only. Intervals are 95 %. A row
+with 0 encrypted images shows the clear protocol, or a simulation where it says so.
 """
 
 
@@ -78,6 +80,7 @@ def results_page(records: list[Record], plots: list[str]) -> str:
             "Ours and peers, sample by sample": tables.versus(rows),
             "Accuracy": tables.quality(rows),
             "Latency": tables.latency(rows),
+            "Parties and dealer": tables.between(rows),
             "Traffic": tables.traffic(rows) if any(row["n_encrypted"] for row in rows) else "",
         }
         parts += [f"### {title}\n\n{text}\n" for title, text in sections.items() if text]

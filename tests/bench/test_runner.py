@@ -40,6 +40,7 @@ SCHEMA: dict[str, Any] = {
     "max_error": float,
     "wall_s": dict,
     "cpu_s": dict,
+    "dealer_cpu_s": (float, type(None)),
     "run_s_all": list,
     "bytes": dict,
     "counts": dict,

@@ -181,8 +181,8 @@ class PartyRole:
 
     Attributes:
         statistics: Of the last run: rounds, bytes_sent (to the other party), bytes_between_parties (in both
-            directions), bytes_from_dealer (to this party), seconds, cpu_seconds (of the process), and dealer_cpu_ms
-            that the dealer took meanwhile.
+            directions), bytes_from_dealer (to this party), seconds, cpu_seconds (of the process), and
+            dealer_total_seconds: CPU that the dealer's process has taken since it was started.
     """
 
     def __init__(self, session: Session, party: int) -> None:
@@ -202,9 +202,8 @@ class PartyRole:
             KeyMismatch: A share for another model.
             ProtocolError: The other party was not run, or a process or connection failed; says which.
         """
-        dealing = self._session.dealer_seconds()
         answer = self._session.run(self._party, message)
-        self.statistics = {**answer.meta, "dealer_cpu_ms": 1000 * (self._session.dealer_seconds() - dealing)}
+        self.statistics = {**answer.meta, "dealer_total_seconds": self._session.dealer_seconds()}
         self._cpu_seconds += self.statistics["cpu_seconds"]
         return answer.parts[0]
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "concrete-ml": ("secure_infer.bench.peers.concrete_ml", "ConcreteML"),
     "tenseal": ("secure_infer.bench.peers.tenseal_vector", "TensealVector"),
+    "orion": ("secure_infer.bench.peers.orion", "Orion"),
+    "helayers": ("secure_infer.bench.peers.helayers", "HElayers"),
     "crypten": ("secure_infer.bench.peers.crypten_stock", "CryptenStock"),
+    "spu": ("secure_infer.bench.peers.spu", "Spu"),
 }
 PEERS = tuple(_HOMES)
 
