@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from secure_infer.errors import Problem, UnsupportedNetwork
 from secure_infer.graph.graph import Graph
+from secure_infer.graph.ops import Polynomial
 from secure_infer.graph.text import underline
 from secure_infer.graph.types import Integers
 
@@ -257,6 +258,11 @@ def require_supported(backend: Backend, graph: Graph) -> None:
         Problem(node.name, f"{backend.name} can't evaluate {node.kind}.", _substitute(backend.name, node.kind))
         for node in graph.nodes
         if node.kind not in backend.ops
+    ]
+    problems += [
+        Problem(node.name, "Shares can't be clipped to a bound.", "trace the network for this protocol.")
+        for node in graph.nodes
+        if backend.parties > 1 and isinstance(node.op, Polynomial) and node.op.bound is not None
     ]
     if problems:
         raise UnsupportedNetwork(

@@ -17,6 +17,8 @@ _BUDGET = 60
 _LEADING = 14
 _TYPICAL = 14
 _WIDEST = 32
+_LOOSE = 2.0**16
+_MARGIN = 8
 _DIGITS = 128
 
 
@@ -25,6 +27,7 @@ def polynomial(ctx: Context, node: fx.Node, x: Value, coefficients: Reals) -> Va
 
     The input is first shifted to so few bits that its highest power leaves room for the leading coefficient. The
     output's scale puts the values seen in calibration at about 14 bits, however far the worst case lies above them.
+    Under CKKS, whose ranges are those of calibration anyway, a worst case far above them is cut to 8 times their peak.
 
     Args:
         ctx: The translation.
@@ -48,7 +51,9 @@ def polynomial(ctx: Context, node: fx.Node, x: Value, coefficients: Reals) -> Va
     powers = np.array([float(reach) ** d for d in range(degree + 1)])
     worst = float((np.abs(rows) * powers).sum(axis=1).max()) or 1.0
     typical = float(np.abs(ctx.real(node)).max(initial=0.0)) or worst
-    bits = min(_WIDEST, max(16, _TYPICAL + math.ceil(math.log2(max(1.0, worst / typical)))))
+    loose = ctx.protocol == "ckks" and worst > _LOOSE * typical
+    widest = _BUDGET if loose else _WIDEST
+    bits = min(widest, max(16, _TYPICAL + math.ceil(math.log2(max(1.0, worst / typical)))))
     shift = _BUDGET - bits
     scale = worst / 2.0**bits
     peak = _peak(ctx, node, x)
@@ -61,7 +66,10 @@ def polynomial(ctx: Context, node: fx.Node, x: Value, coefficients: Reals) -> Va
             "use a lower degree, fewer activations, or smaller layers before it.",
         )
     integers = np.asarray(np.rint(rows / scale * 2.0**shift), dtype=np.int64)
-    name = builder.add(label, Polynomial(integers[0] if len(integers) == 1 else integers, shift, (scale,)), x.name)
+    most = math.ceil(_MARGIN * typical / scale)
+    bound = (-most, most) if loose else None
+    rows_or_row = integers[0] if len(integers) == 1 else integers
+    name = builder.add(label, Polynomial(rows_or_row, shift, (scale,), bound), x.name)
     return Value(name, np.array([scale]), np.zeros(1))
 
 

@@ -90,7 +90,8 @@ def apply(op: Op, *inputs: Array, use_float: bool = False, keep_float: bool = Fa
             return x.reshape((x.shape[0], *op.shape))
         case Polynomial():
             half = (1 << op.shift) >> 1
-            return (_monomials(op, x) + half) >> op.shift
+            rounded = (_monomials(op, x) + half) >> op.shift
+            return rounded if op.bound is None else np.clip(rounded, *op.bound)
         case Sign():
             threshold = channelwise(op.threshold[:, None], x.shape[1:])[0]
             return np.where(x >= threshold, 1, -1).astype(np.int64)

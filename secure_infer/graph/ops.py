@@ -248,11 +248,14 @@ class Polynomial:
         coefficients: Shape `(degree + 1,)`, or `(channels, degree + 1)`; lowest degree first.
         shift: Bits dropped with rounding to nearest, half upwards.
         scale: Real value of one output unit.
+        bound: Least and greatest output. Exact evaluation clips to them; over the reals nothing does, and calibration
+            vouches for them: a worst case would double its bits from each square to the next.
     """
 
     coefficients: Integers
     shift: int = 0
     scale: Scale = (1.0,)
+    bound: Pair | None = None
     arity = 1
 
     @property
@@ -281,7 +284,14 @@ class Polynomial:
             "quantize its input or its coefficients to fewer bits.",
         )
         half = (1 << self.shift) >> 1
-        return TensorType(x.shape, (low + half) >> self.shift, (high + half) >> self.shift, self.scale)
+        low, high = (low + half) >> self.shift, (high + half) >> self.shift
+        if self.bound is not None:
+            least, most = self.bound
+            _require(
+                low <= most and least <= high, f"It never lies in {least} .. {most}.", "give a bound that it meets."
+            )
+            low, high = max(low, least), min(high, most)
+        return TensorType(x.shape, low, high, self.scale)
 
 
 def _power_range(low: int, high: int, degree: int) -> Pair:

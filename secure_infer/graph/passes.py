@@ -148,7 +148,7 @@ def _is_identity(node: Node, after: TensorType, before: TensorType) -> bool:
             return node.op.kernel == (1, 1) and node.op.stride == (1, 1)
         case Polynomial():
             same = np.atleast_2d(node.op.coefficients)
-            return node.op.shift == 0 and same.shape[1] == 2 and bool(np.all(same == [0, 1]))
+            return node.op.shift == 0 and node.op.bound is None and same.shape[1] == 2 and bool(np.all(same == [0, 1]))
         case _:
             return False
 

@@ -17,7 +17,8 @@ from secure_infer.graph.graph import Graph, Node
 from secure_infer.graph.ops import OPS, Op
 from secure_infer.graph.types import TensorType
 
-SCHEMA = 1
+SCHEMA = 2
+"""What is read; what is written is 1 unless a polynomial has a bound, which readers of 1 would pass over."""
 
 
 def to_bytes(graph: Graph) -> tuple[bytes, bytes]:
@@ -30,12 +31,12 @@ def to_bytes(graph: Graph) -> tuple[bytes, bytes]:
             value = getattr(node.op, attribute.name)
             if isinstance(value, np.ndarray):
                 arrays[f"{node.name}.{attribute.name}"] = np.ascontiguousarray(value, dtype=np.int64)
-            else:
+            elif value is not None:
                 attributes[attribute.name] = value
         nodes.append({"name": node.name, "op": node.kind, "inputs": node.inputs, **attributes})
     kind = graph.input
     head = {
-        "schema": SCHEMA,
+        "schema": SCHEMA if any("bound" in node for node in nodes) else 1,
         "input": {"shape": kind.shape, "low": kind.low, "high": kind.high, "scale": kind.scale},
         "output": graph.output,
         "nodes": nodes,
@@ -101,6 +102,8 @@ def _node(entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Node:
     attributes: dict[str, Any] = {}
     for attribute in fields(op_type):
         key = f"{entry['name']}.{attribute.name}"
+        if attribute.default is None and attribute.name not in entry:
+            continue
         value = arrays[key] if key in arrays else entry[attribute.name]
         attributes[attribute.name] = tuple(value) if isinstance(value, list) else value
     op: Op = op_type(**attributes)

@@ -67,7 +67,8 @@ def _details(op: Op) -> str:
         case Reshape():
             return str(op.shape)
         case Polynomial():
-            return f"degree {op.degree}, shift {op.shift}"
+            clipped = "" if op.bound is None else f", clipped to {op.bound[0]} .. {op.bound[1]}"
+            return f"degree {op.degree}, shift {op.shift}{clipped}"
         case QuantRelu():
             return f"{op.levels + 1} levels from {op.low}"
         case Lookup():
