@@ -79,6 +79,9 @@ class HotKeyCache:
 def serve(connection: socket.socket, roles: Mapping[str, SoleServer], hot_bytes: int, most_bytes: int) -> None:
     """Answer requests until the front hangs up, with at most so many bytes of keys, and of memory in all."""
     _lower_rank(most_bytes)
+    for role in roles.values():
+        if hasattr(role, "processes"):
+            role.processes = 1  # the other processors have workers of their own
     cache = HotKeyCache(hot_bytes)
     with contextlib.suppress(pipe.Closed, OSError):
         pipe.send(connection, {"pid": os.getpid()})

@@ -1,10 +1,31 @@
-"""Networks for the tests of CKKS: odd shapes, residual branches, polynomials of several degrees."""
+"""Networks for the tests of CKKS: odd shapes, residual branches, polynomials of several degrees; and deployed ones."""
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 
-from secure_infer.graph import INPUT, Add, Conv2d, Graph, Linear, Node, Op, Polynomial, Reshape, Sum, TensorType
+from secure_infer.backends.base import Keys, Program
+from secure_infer.backends.ckks import CkksBackend
+from secure_infer.backends.ckks.client import CkksClient
+from secure_infer.backends.ckks.server import CkksServer
+from secure_infer.graph import (
+    INPUT,
+    Add,
+    Conv2d,
+    Graph,
+    Linear,
+    Node,
+    Op,
+    Polynomial,
+    Reshape,
+    Sum,
+    TensorType,
+    interpret_real,
+)
+from tests.strategies import inputs_for
 
 RNG = np.random.default_rng(7)
 
@@ -89,3 +110,38 @@ NETWORKS = {
     "zero": chain((4,), Linear(np.zeros((3, 4), np.int64), np.zeros(3, np.int64)), SQUARE, linear(2, 3)),
     "an unused branch": chain((4,), linear(3, 4), SQUARE, (linear(2, 4), INPUT)),
 }
+
+
+BACKEND = CkksBackend()
+
+
+class Deployment:
+    """A compiled network with its keys and server."""
+
+    def __init__(self, graph: Graph, **options: Any) -> None:
+        self.graph, self.x = graph, inputs_for(graph, 6, seed=1)
+        self.program: Program = BACKEND.compile(graph, inputs_for(graph, 60), options)
+        self.client: CkksClient = BACKEND.client(self.program.client)
+        self.server: CkksServer = BACKEND.servers(self.program.servers)[0]
+        self.keys: Keys = self.client.keygen()
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        (message,) = self.client.encrypt(x, self.keys)
+        return self.client.decrypt([self.server.run(message, self.keys.evaluation)], self.keys)
+
+    @property
+    def bound(self) -> float:
+        """The guarantee's, in real units."""
+        bound = self.program.guarantee.error_bound
+        assert bound is not None
+        return bound
+
+    def error(self, n: int) -> float:
+        """Greatest error in real units."""
+        difference = np.abs(self.predict(self.x[:n]) - interpret_real(self.graph, self.x[:n]))
+        return float((difference * self.graph.output_type.scale_array()).max())
+
+
+@cache
+def deployed(name: str) -> Deployment:
+    return Deployment(NETWORKS[name])

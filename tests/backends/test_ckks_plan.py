@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from secure_infer.backends.ckks import CkksBackend, backend, parameters, run, store
 from secure_infer.backends.ckks.clear import ClearEngine, ScheduleError
@@ -30,26 +31,28 @@ def small_ring(depth: int, squares: bool, slots: int) -> Parameters:
     return Parameters(2 * slots, tuple(data), special, 31, 31 + squares, 128)
 
 
-def clear_run(graph: Graph, x: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, float]:
+def clear_run(
+    graph: Graph, x: np.ndarray, slots: int, input_plan: str = "auto"
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Outputs of the planned diagonals, those of the interpreter, and the output's range."""
     network = normalize(lower(graph), graph.input, x.astype(float))
     ring = small_ring(levels(network)[INPUT], all(unit.coefficients is None for unit in network.units), slots)
-    plan, layout = make_plan(network, ring)
+    plan, layout = make_plan(network, ring, input_plan)
     plan = store.plan_from_bytes(*store.plan_to_bytes(plan))
     engine = ClearEngine(ring)
     blocks = backend._run_clear(engine, run.Program(engine, plan), plan, network.scale_input(x.astype(float)))
     slots_out = np.concatenate([c.values for c in blocks], axis=1)
     expected = interpret_real(graph, x).reshape(len(x), -1)
-    copies = {0, slots // layout.period - 1}
+    copies = {0, (layout.extent or slots) // layout.period - 1} if layout.plain else {0}
     block, slot = np.divmod(layout.positions, layout.period)
     found = [slots_out[:, block * slots + slot + copy * layout.period] * network.output_range for copy in copies]
     assert np.allclose(found[0], found[-1], rtol=0, atol=1e-9 * network.output_range)
     return found[0], expected, network.output_range
 
 
-def assert_same_algebra(graph: Graph, slots: int) -> None:
+def assert_same_algebra(graph: Graph, slots: int, input_plan: str = "auto") -> None:
     x = inputs_for(graph, 12)
-    found, expected, output_range = clear_run(graph, x, slots)
+    found, expected, output_range = clear_run(graph, x, slots, input_plan)
     # What rounds to zero is replaced by the least plaintext, 2^-24 of a value.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * output_range)
 
@@ -59,6 +62,14 @@ class TestAlgebra:
     @given(graphs(REAL_OPS))
     def test_planned_diagonals_equal_the_interpreter(self, graph: Graph) -> None:
         assert_same_algebra(graph, 64)
+
+    @settings(deadline=None, max_examples=60)
+    @given(graphs(REAL_OPS), st.sampled_from(["raw", "im2col", "copies"]), st.sampled_from([64, 256]))
+    def test_every_input_plan(self, graph: Graph, input_plan: str, slots: int) -> None:
+        try:
+            assert_same_algebra(graph, slots, input_plan)
+        except ParametersError as error:
+            assert "allows no input plan" in str(error) and input_plan != "raw"
 
     @settings(deadline=None, max_examples=60)
     @given(graphs(REAL_OPS))
@@ -157,6 +168,8 @@ class TestParameters:
             {"nonsense": 1},
             {"rounding_bits": -1},
             {"rounding_bits": "4"},
+            {"flooding_bits": 99},
+            {"flooding_bits": True},
             {"security": "128"},
         ],
     )

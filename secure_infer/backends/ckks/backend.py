@@ -10,13 +10,15 @@ import numpy as np
 
 from secure_infer.backends.base import Guarantee, Program, Values, require_supported
 from secure_infer.backends.ckks import run, server, store
-from secure_infer.backends.ckks.clear import Cipher, ClearEngine
+from secure_infer.backends.ckks.arrange import INPUT_PLANS
+from secure_infer.backends.ckks.batch import quiet_slots
+from secure_infer.backends.ckks.clear import Cipher, ClearEngine, digit_power
 from secure_infer.backends.ckks.client import CkksClient
 from secure_infer.backends.ckks.half import ClientHalf
-from secure_infer.backends.ckks.lower import Reals, lower
+from secure_infer.backends.ckks.lower import Indices, Reals, lower
 from secure_infer.backends.ckks.normalize import Normalized, normalize
-from secure_infer.backends.ckks.packing import Layout, packed
-from secure_infer.backends.ckks.parameters import HEADROOM_BITS, choose
+from secure_infer.backends.ckks.packing import Layout, spread
+from secure_infer.backends.ckks.parameters import HEADROOM_BITS, Parameters, choose, verify
 from secure_infer.backends.ckks.plan import Plan, levels, make_plan
 from secure_infer.backends.ckks.primitives import Stopwatch
 from secure_infer.backends.ckks.server import CkksServer
@@ -28,7 +30,8 @@ from secure_infer.wire import frame
 DEVIATIONS = 8.0
 """The error bound is this many standard deviations of the worst output's predicted noise."""
 _CALIBRATION = 512
-_SLOTS_AT_ONCE = 1 << 18
+_SLOTS_AT_ONCE = 1 << 17
+_SAMPLED = 64
 _LEAKS = (
     "to the server: sizes, times and the number of inputs",
     "to the client: outputs and depth; from the rotation keys also kernel sizes and strides of layers, but no weights",
@@ -50,22 +53,27 @@ class CkksBackend:
         "poly_modulus_degree": "ring dimension: 4096, 8192, 16384 or 32768; chosen by depth if left out",
         "scale_bits": "bits of a value's scale, and of each level; as many as fit, up to 31, if left out",
         "security": "bits of security: 128 (default), 192 or 256",
+        "input_plan": "what the client sends: auto (default: fastest for the server), raw, im2col, copies or batch",
         "rounding_bits": "bits above the noise to which decrypted values are rounded: 2 by default, 0 for no rounding",
+        "flooding_bits": "bits above the noise up to which decrypted values are made noisy by the client: 0 by default",
     }
 
     def compile(self, graph: Graph, calibration: Integers, options: Mapping[str, Any]) -> Program:
         """Plan, choose parameters, and predict the noise of the calibration inputs."""
         require_supported(self, graph)
-        rounding = self._rounding(options)
+        rounding, flooding_bits, input_plan = self._chosen(options)
         x = _sample(graph, calibration)
         network = normalize(lower(graph), graph.input, x)
         runs = levels(network)
         squares = all(unit.coefficients is None for unit in network.units if unit.name in runs)
         parameters = choose(runs[INPUT], squares, options, _savings(network, runs))
-        plan, layout = make_plan(network, parameters)
+        plan, layout = make_plan(network, parameters, input_plan)
         counts, variance = _predict(plan, network.scale_input(x))
         positions, noise = _quietest_copy(plan, layout, variance)
-        grid = 2.0 ** np.ceil(np.log2(noise * 2**rounding)) if rounding else 0.0
+        # Powers of two, as the client learns them, and they depend on weights.
+        scale = 2.0 ** np.ceil(np.log2(noise))
+        flooding = float(scale * 2**flooding_bits) if flooding_bits else 0.0
+        grid = float(scale * 2**rounding) if rounding else 0.0
         body = store.plan_to_bytes(plan)
         model = hashlib.sha256(b"".join(body)).hexdigest()
         last = plan.steps[-1].result
@@ -80,13 +88,20 @@ class CkksBackend:
             network.middle,
             network.half,
             plan.input,
+            plan.columns,
             graph.output_type.shape,
             last,
             positions,
             network.output_range,
-            float(grid),
+            grid,
+            plan.batch,
+            flooding,
         )
-        error = (DEVIATIONS * noise + grid / 2) * network.output_range * max(abs(s) for s in graph.output_type.scale)
+        error = (
+            (DEVIATIONS * noise + flooding + grid / 2)
+            * network.output_range
+            * max(abs(s) for s in graph.output_type.scale)
+        )
         guarantee = Guarantee(
             "CKKS (Microsoft SEAL, by TenSEAL)",
             parameters.security,
@@ -116,16 +131,17 @@ class CkksBackend:
         """Run the same plan on vectors with drawn noise, operation by operation."""
         plan, _ = _plan(program.servers[0])
         half = ClientHalf.from_bytes(program.client)
-        engine = ClearEngine(plan.parameters, np.random.default_rng(seed))
+        slots = quiet_slots(plan.parameters.poly_modulus_degree) if plan.batch else None
+        engine = ClearEngine(plan.parameters, np.random.default_rng(seed), slots)
         compiled = run.Program(engine, plan)
-        at_once = max(1, _SLOTS_AT_ONCE // plan.parameters.slots)
         values = (np.reshape(x, (len(x), int(np.prod(half.shape)))).astype(np.float64) - half.middle) / half.half
+        at_once = engine.slots if plan.batch else max(1, _SLOTS_AT_ONCE // engine.slots)
         parts = [
-            np.concatenate([c.values for c in _run_clear(engine, compiled, plan, values[i : i + at_once])], axis=1)
+            _outputs(_run_clear(engine, compiled, plan, values[i : i + at_once]), plan, half.positions)
             for i in range(0, len(x), at_once)
         ]
-        slots = np.concatenate(parts) if parts else np.zeros((0, half.output.blocks * half.parameters.slots))
-        result = slots[:, list(half.positions)]
+        result = np.concatenate([np.zeros((0, len(half.positions))), *parts])[: len(x)]
+        result = result + half.flooding * np.random.default_rng(seed).uniform(-1, 1, result.shape)
         result = np.rint(result / half.grid) * half.grid if half.grid else result
         return np.asarray(result * half.output_range).reshape((-1, *half.output_shape))
 
@@ -134,18 +150,26 @@ class CkksBackend:
         stopwatch = Stopwatch(ClientHalf.from_bytes(program.client))
         return {name: stopwatch.seconds(name) for name in program.counts}
 
-    def _rounding(self, options: Mapping[str, Any]) -> int:
+    def _chosen(self, options: Mapping[str, Any]) -> tuple[int, int, str]:
+        """Rounding bits, flooding bits and input plan."""
         problems = [
             Problem(name, "ckks has no such option.", f"use one of {', '.join(self.options)}.")
             for name in options
             if name not in self.options
         ]
-        rounding = options.get("rounding_bits", 2)
-        if isinstance(rounding, bool) or not isinstance(rounding, int) or not 0 <= rounding <= 20:
-            problems.append(Problem("rounding_bits", f"Expected 0 to 20, got {rounding!r}.", "leave it out for 2."))
+        bits = {"rounding_bits": options.get("rounding_bits", 2), "flooding_bits": options.get("flooding_bits", 0)}
+        problems += [
+            Problem(name, f"Expected 0 to 20, got {value!r}.", "leave it out for the default.")
+            for name, value in bits.items()
+            if type(value) is not int or not 0 <= value <= 20
+        ]
+        input_plan = options.get("input_plan", "auto")
+        if input_plan not in INPUT_PLANS:
+            expected = f"Expected one of {', '.join(INPUT_PLANS)}, got {input_plan!r}."
+            problems.append(Problem("input_plan", expected, "leave it out to have it chosen."))
         if problems:
             raise UsageError("These options do not fit CKKS.", problems)
-        return int(rounding)
+        return bits["rounding_bits"], bits["flooding_bits"], str(input_plan)
 
 
 def _sample(graph: Graph, calibration: Integers) -> Reals:
@@ -172,37 +196,65 @@ def _plan(half: bytes) -> tuple[Plan, str]:
             "The server half is malformed.",
             [Problem(server.KIND, f"Expected 2 parts, got {len(opened.parts)}.", "compile the model again.")],
         )
-    return store.plan_from_bytes(*opened.parts), str(opened.meta.get("model"))
+    plan = store.plan_from_bytes(*opened.parts)
+    verify(plan.parameters)
+    return plan, str(opened.meta.get("model"))
 
 
 def _predict(plan: Plan, values: Reals) -> tuple[dict[str, int], Reals]:
     """Operations of one inference, and the variance of each result slot, shape `(blocks, slots)`."""
-    engine = ClearEngine(plan.parameters)
+    slots = quiet_slots(plan.parameters.poly_modulus_degree) if plan.batch else None
+    # In a batch all quiet slots do the same: a few stand for all, the one that is least quiet among them.
+    engine = ClearEngine(plan.parameters, slots=slots if slots is None else _loudest(plan.parameters, slots))
     compiled = run.Program(engine, plan)
-    n = max(1, _SLOTS_AT_ONCE // plan.parameters.slots)
+    n = engine.slots if plan.batch else max(1, _SLOTS_AT_ONCE // engine.slots)
     outputs = _run_clear(engine, compiled, plan, values[:: -(-len(values) // n)])
-    return dict(sorted(engine.counts.items())), np.stack([c.variance for c in outputs])
+    counts = {f"inputs@{plan.input.level}": plan.input.blocks, **engine.counts}
+    return dict(sorted(counts.items())), np.stack([c.variance for c in outputs])
+
+
+def _loudest(parameters: Parameters, slots: Indices) -> Indices:
+    return np.asarray(slots[np.argsort(-digit_power(parameters.poly_modulus_degree)[slots])[:_SAMPLED]])
 
 
 def _quietest_copy(plan: Plan, layout: Layout, variance: Reals) -> tuple[tuple[int, ...], float]:
     """Where the client reads the outputs, and their greatest standard deviation.
 
-    A result repeats with its period, but a few slots are noisier than others, so one copy is better than the rest.
+    A result repeats with its period, but a few slots are noisier than others, so one copy is better than the rest. It
+    is chosen by the noise of the last sums alone, lest the choice tell of weights.
     """
     slots = plan.parameters.slots
+    if plan.batch:
+        return tuple(int(p) * slots for p in layout.positions), float(np.sqrt(variance.max()))
+    digits = digit_power(plan.parameters.poly_modulus_degree)
+    first = noise = digits
+    for steps, doubles in plan.steps[-1].diagonals.sums.chain():
+        noise = noise + np.roll(noise if doubles else first, -steps) + digits
     block, slot = np.divmod(layout.positions, layout.period)
-    copies = [block * slots + slot + copy * layout.period for copy in range(slots // layout.period)]
-    worst = [variance.reshape(-1)[copy].max() for copy in copies]
-    best = int(np.argmin(worst))
-    return tuple(int(p) for p in copies[best]), float(np.sqrt(worst[best]))
+    extent = layout.extent or slots
+    starts = [k for k in range(0, extent, layout.period) if k + slot.max() < extent]
+    best = min(starts, key=lambda start: float(noise[slot + start].max()))
+    positions = block * slots + slot + best
+    return tuple(int(p) for p in positions), float(np.sqrt(variance.reshape(-1)[positions].max()))
 
 
 def _run_clear(engine: ClearEngine, compiled: run.Program[Any, Any], plan: Plan, values: Reals) -> list[Cipher]:
-    """The result's blocks for normalized inputs `(n, inputs)`."""
-    slots, source = plan.parameters.slots, plan.input
-    blocks = packed(values.shape[1], slots).place(values)
-    inputs = [np.tile(blocks[:, b], (1, slots // source.period)) for b in range(source.blocks)]
+    """The result's blocks for normalized inputs `(n, inputs)`; the samples of a batch lie in the slots."""
+    source = plan.input
+    known = np.pad(values, ((0, 0), (0, 1)))
+    if plan.batch:
+        wide = values[np.minimum(np.arange(engine.slots), len(values) - 1)]
+        inputs = (column[None] for column in wide.T)
+    else:
+        inputs = (spread(known[:, column], plan.parameters.slots, 0) for column in plan.columns.T)
     return compiled.run([engine.encrypt(block, source.level, source.scale) for block in inputs])
+
+
+def _outputs(blocks: Sequence[Cipher], plan: Plan, positions: Sequence[int]) -> Reals:
+    """The results in the clear, shape `(n, outputs)`."""
+    if plan.batch:
+        return np.concatenate([c.values for c in blocks]).T
+    return np.concatenate([c.values for c in blocks], axis=1)[:, list(positions)]
 
 
 def _savings(network: Normalized, runs: Mapping[str, int]) -> list[Problem]:
@@ -230,9 +282,12 @@ def _described(plan: Plan, half: ClientHalf, noise: float) -> dict[str, Any]:
         "security": parameters.security,
         "depth": parameters.depth,
         "rotation_keys": len(half.rotations),
+        "input_plan": plan.input_plan,
+        "samples_per_ciphertext": len(quiet_slots(parameters.poly_modulus_degree)) if plan.batch else 1,
         "input_ciphertexts": plan.input.blocks,
         "output_ciphertexts": half.output.blocks,
         "noise": noise,
         "rounded_to": half.grid,
+        "flooded_to": half.flooding,
         "headroom_bits": HEADROOM_BITS,
     }

@@ -20,11 +20,14 @@ N / 12 becomes N / 12 + 1 / |1 - zeta|^2 for a slot at the root zeta, a hundred 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from secure_infer.backends.ckks.lower import Reals
+from secure_infer.backends.ckks.engine import Capabilities
+from secure_infer.backends.ckks.lower import Indices, Reals
 from secure_infer.backends.ckks.parameters import Parameters
 
 _ERROR = 3.2**2
@@ -65,14 +68,22 @@ class ClearEngine:
     Args:
         parameters: Ring and primes.
         rng: Draws the noise; None leaves it out, and only tracks it.
+        slots: Which slots vectors stand for; all if left out. Rotations need all.
 
     Attributes:
+        slots: Length of a vector.
         counts: How often each operation ran for one ciphertext, as `"operation@level"`.
     """
 
-    def __init__(self, parameters: Parameters, rng: np.random.Generator | None = None) -> None:
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(
+        self, parameters: Parameters, rng: np.random.Generator | None = None, slots: Indices | None = None
+    ) -> None:
         self._parameters, self._rng = parameters, rng
-        self._digits = _digit_power(parameters.poly_modulus_degree)
+        digits = digit_power(parameters.poly_modulus_degree)
+        self._digits = digits if slots is None else digits[slots]
+        self.slots = len(self._digits)
         self.counts: Counter[str] = Counter()
 
     def encrypt(self, values: Reals, level: int, scale: float) -> Cipher:
@@ -81,13 +92,20 @@ class ClearEngine:
         return self._noisy(Cipher(values, np.zeros(values.shape[-1]), level, scale), variance)
 
     def encode(self, values: Reals, level: int, scale: float) -> Plain | None:
-        """Encode one vector of all slots; None if it rounds to zero."""
+        """Encode one vector of all slots, or one number for all of them; None if it rounds to zero."""
         if np.abs(values).max() * scale < 0.5:
             return None
+        if values.size == 1:
+            return self.constant(float(values[0]), level, scale)
         variance = self._slot_variance(_ROUNDING, scale)
         if self._rng is not None:
             values = values + np.sqrt(variance) * self._rng.standard_normal(values.shape)
         return Plain(values, variance, level, scale)
+
+    def constant(self, value: float, level: int, scale: float) -> Plain:
+        """Encode one number in all slots: its rounding is the same everywhere."""
+        error = 0.0 if self._rng is None else self._rng.uniform(-0.5, 0.5) / scale
+        return Plain(np.array([value + error]), _ROUNDING / scale**2, level, scale)
 
     def lower(self, c: Cipher, level: int) -> Cipher:
         """Drop primes."""
@@ -100,10 +118,15 @@ class ClearEngine:
         rolled = Cipher(np.roll(c.values, -steps, axis=-1), np.roll(c.variance, -steps), c.level, c.scale)
         return self._noisy(rolled, self._key_switch(c.level, c.scale))
 
+    def rotate_many(self, c: Cipher, steps: Sequence[int]) -> list[Cipher]:
+        """Rotate left by each."""
+        return [self.rotate(c, k) if k else c for k in steps]
+
     def multiply_plain(self, c: Cipher, p: Plain) -> Cipher:
         """Product with a plaintext."""
         _require(c.level == p.level, "levels differ")
-        self.counts[f"plain_multiplications@{c.level}"] += 1
+        kind = "plain" if p.values.size > 1 else "constant"
+        self.counts[f"{kind}_multiplications@{c.level}"] += 1
         variance = c.variance * p.values**2 + p.variance * np.mean(c.values**2, axis=0)
         return Cipher(c.values * p.values, variance, c.level, self._fitting(c.scale * p.scale, c.level))
 
@@ -156,7 +179,7 @@ class ClearEngine:
         return coefficient * self._parameters.poly_modulus_degree / 2 / scale**2
 
 
-def _digit_power(degree: int) -> Reals:
+def digit_power(degree: int) -> Reals:
     """Mean square of a digit's value at the root of each slot, for digits uniform in [0, 1); shape `(degree / 2,)`."""
     exponents = np.array([pow(3, slot, 2 * degree) for slot in range(degree // 2)])
     return np.asarray(degree * _ROUNDING + 1 / (2 * np.sin(np.pi * exponents / (2 * degree))) ** 2)

@@ -18,6 +18,10 @@ from secure_infer.wire import frame
 
 SECRET, EVALUATION, INPUT_MESSAGE, OUTPUT_MESSAGE = "ckks-secret", "ckks-evaluation", "ckks-input", "ckks-output"
 
+_SPREAD = 64.0
+"""No slot exceeds this. Slots without an output hold parts of sums, often larger than the sum; but under a wrong key,
+or after a sum wrapped around the first prime, slots spread over hundreds."""
+
 
 class CkksClient:
     """The client role for one program.
@@ -47,26 +51,27 @@ class CkksClient:
         key, secret = self._secret(keys)
         encryptor = self._ring.lib.Encryptor(self._ring.context, secret)
         parts = []
-        for sample in values:
-            for block in half.input_layout.place(sample):
-                slots = np.tile(block, half.parameters.slots // block.size)
-                plaintext = self._ring.encode(slots, half.input.level, half.input.scale)
-                parts.append(dump(encryptor.encrypt_symmetric(plaintext)))
+        for slots in half.arranged(values):
+            plaintext = self._ring.encode(slots, half.input.level, half.input.scale)
+            parts.append(dump(encryptor.encrypt_symmetric(plaintext)))
         return (frame.pack(INPUT_MESSAGE, parts, {"model": half.model, "key": key, "count": len(values)}),)
 
     def decrypt(self, replies: Sequence[bytes], keys: Keys) -> Reals:
         """Outputs in units of their scale, shape `(n, *output shape)`, rounded to a grid well above the noise.
+
+        If the program was compiled with `flooding_bits`, noise from the operating system is added first.
 
         Raises:
             DecryptionError: A reply that does not decrypt under these keys, or whose values left the program's range.
         """
         half = self._half
         key, secret = self._secret(keys)
-        parts = self._reply(replies, key)
+        parts, count = self._reply(replies, key)
         decryptor = self._ring.lib.Decryptor(self._ring.context, secret)
         blocks = [self._decrypt(decryptor, part) for part in parts]
-        slots = np.reshape(blocks, (-1, half.output.blocks * half.parameters.slots))
-        values = slots[:, list(half.positions)]
+        values = _within(half.outputs(np.reshape(blocks, (-1, half.parameters.slots)), count), 1 << HEADROOM_BITS)
+        if half.flooding:
+            values = values + half.flooding * _uniform(values.shape)
         if half.grid:
             values = np.rint(values / half.grid) * half.grid
         return np.asarray(values * half.output_range).reshape((-1, *half.output_shape))
@@ -103,7 +108,8 @@ class CkksClient:
                 "The secret key can't be read.", [Problem("secret key", f"It is damaged: {error}.", "make new keys.")]
             ) from error
 
-    def _reply(self, replies: Sequence[bytes], key: str) -> tuple[bytes, ...]:
+    def _reply(self, replies: Sequence[bytes], key: str) -> tuple[tuple[bytes, ...], int]:
+        """Its ciphertexts, and the number of samples that they are for."""
         try:
             (reply,) = replies
             opened = frame.unpack(reply, OUTPUT_MESSAGE)
@@ -111,9 +117,11 @@ class CkksClient:
             raise _not_decrypted("it is not a whole reply of one server") from error
         if opened.meta.get("key") != key or opened.meta.get("model") != self._half.model:
             raise _not_decrypted("it was computed under other keys")
-        if opened.meta.get("count") != len(opened.parts) / self._half.output.blocks:
+        count = opened.meta.get("count")
+        expected = self._half.ciphertexts(count, self._half.output.blocks) if type(count) is int else -1
+        if not isinstance(count, int) or expected != len(opened.parts):
             raise _not_decrypted("it has a wrong number of ciphertexts")
-        return opened.parts
+        return opened.parts, count
 
     def _decrypt(self, decryptor: Handle, part: bytes) -> Reals:
         try:
@@ -123,10 +131,19 @@ class CkksClient:
         plaintext = self._ring.lib.Plaintext()
         decryptor.decrypt(c, plaintext)
         slots = decode(self._ring, plaintext)
-        # Under a wrong key, or after an overflow, slots are spread over all that the first prime can hold.
-        if not np.all(np.abs(slots) <= 1 << HEADROOM_BITS):
-            raise _not_decrypted("its values lie far outside the calibrated range")
-        return slots
+        return _within(slots, _SPREAD)
+
+
+def _within(values: Reals, most: float) -> Reals:
+    if not np.all(np.abs(values) <= most):
+        raise _not_decrypted("its values lie far outside the calibrated range")
+    return values
+
+
+def _uniform(shape: tuple[int, ...]) -> Reals:
+    """Numbers between -1 and 1 from the operating system's generator."""
+    drawn = np.frombuffer(os.urandom(8 * int(np.prod(shape))), dtype=np.uint64) >> np.uint64(11)
+    return np.asarray(drawn.astype(np.float64) / 2.0**52 - 1).reshape(shape)
 
 
 def other_model(what: str) -> KeyMismatch:

@@ -6,9 +6,27 @@ the encrypted run.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeVar
 
 from secure_infer.backends.ckks.lower import Reals
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do beyond the operations that all have.
+
+    Attributes:
+        hoisting: Rotations of one ciphertext share their work, so `rotate_many` costs less than as many rotations.
+        bootstrap: Levels can be regained, so depth has no limit.
+        gil: Operations hold the interpreter's lock, so only processes, and not threads, run at once.
+    """
+
+    hoisting: bool = False
+    bootstrap: bool = False
+    gil: bool = True
+
 
 C = TypeVar("C")
 P = TypeVar("P")
@@ -17,11 +35,18 @@ P = TypeVar("P")
 class Engine(Protocol[C, P]):
     """Arithmetic on ciphertexts `C` and encoded plaintexts `P`.
 
-    An operation may reuse its first argument's memory only where it says "in place".
+    An operation may reuse its first argument's memory only where it says "in place". An engine refuses parameters that
+    `parameters.verify` refuses, before it touches a key.
     """
 
+    capabilities: ClassVar[Capabilities]
+
     def encode(self, values: Reals, level: int, scale: float) -> P | None:
-        """Encode one vector of all slots; None if it rounds to zero."""
+        """Encode one vector of all slots, or one number for all of them; None if it rounds to zero."""
+        ...
+
+    def constant(self, value: float, level: int, scale: float) -> P:
+        """Encode one number in all slots, quickly; it may be used until the next one is encoded."""
         ...
 
     def lower(self, c: C, level: int) -> C:
@@ -30,6 +55,10 @@ class Engine(Protocol[C, P]):
 
     def rotate(self, c: C, steps: int) -> C:
         """Slot i of the result is slot `i + steps` of the argument, cyclically."""
+        ...
+
+    def rotate_many(self, c: C, steps: Sequence[int]) -> list[C]:
+        """What `rotate` gives for each; zero steps give the argument itself."""
         ...
 
     def multiply_plain(self, c: C, p: P) -> C:

@@ -1,55 +1,24 @@
 """Reads a graph off as affine maps between polynomials: one sparse matrix for each source a value depends on, one bias.
 
-The matrix of a stretch of layers is found by pushing unit vectors through the interpreter, so its semantics are the
-interpreter's by construction, for every stride, padding, group, dilation, gain and reshape.
+The matrix of a stretch is the product of its operations' matrices; the biases are what the interpreter makes of zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from secure_infer.backends.ckks.sparse import Indices, Matrix, Reals, identity, matrix_of, total
 from secure_infer.graph import INPUT, Graph, Node, Polynomial
 from secure_infer.graph.interpret import apply
-from secure_infer.graph.ops import Conv2d, Linear, Op
+from secure_infer.graph.ops import Op
 from secure_infer.graph.types import channelwise
 
-Reals = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
+__all__ = ["Activation", "Affine", "Indices", "Matrix", "Network", "Reals", "horner", "lower"]
 
-_DENSE = 1 << 24
-_BASIS = 1 << 21
-
-
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """A sparse matrix by its nonzero entries.
-
-    Attributes:
-        rows: Row of each entry, shape `(entries,)`.
-        cols: Column of each entry, shape `(entries,)`.
-        values: Value of each entry, shape `(entries,)`.
-        shape: Rows and columns.
-    """
-
-    rows: Indices
-    cols: Indices
-    values: Reals
-    shape: tuple[int, int]
-
-    def apply(self, x: Reals) -> Reals:
-        """The product with a batch: `(n, columns)` to `(n, rows)`."""
-        if self.shape[0] * self.shape[1] <= _DENSE:
-            dense = np.zeros(self.shape)
-            np.add.at(dense, (self.rows, self.cols), self.values)
-            return np.asarray(x @ dense.T)
-        result = np.empty((len(x), self.shape[0]))
-        for sample, row in zip(x, result, strict=True):
-            row[:] = np.bincount(self.rows, self.values * sample[self.cols], self.shape[0])
-        return result
+_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +58,34 @@ class Activation:
 class Network:
     """A graph as affine maps and polynomials, in integer units; `activations` are in topological order."""
 
-    inputs: int
+    graph: Graph
     activations: tuple[Activation, ...]
     output: Affine
 
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return self.graph.input.size
+
     def evaluate(self, x: Reals) -> tuple[dict[str, Reals], Reals]:
         """What each activation reads, shape `(n, elements)`, by name; and the outputs, shape `(n, outputs)`."""
-        sources, read = {INPUT: x}, {}
-        for activation in self.activations:
-            read[activation.name] = activation.affine.apply(sources)
-            sources[activation.name] = horner(activation.coefficients, read[activation.name])
-        return read, self.output.apply(sources)
+        at_once = max(1, _AT_ONCE // max(kind.size for kind in self.graph.types.values()))
+        parts = [self._evaluate(x[start : start + at_once]) for start in range(0, len(x), at_once)]
+        read = {a.name: np.concatenate([part[0][a.name] for part in parts]) for a in self.activations}
+        return read, np.concatenate([part[1] for part in parts])
+
+    def _evaluate(self, x: Reals) -> tuple[dict[str, Reals], Reals]:
+        """The graph's own layers are faster than their matrices."""
+        values, read = {INPUT: x.reshape((-1, *self.graph.input.shape))}, {}
+        curves = {activation.name: activation.coefficients for activation in self.activations}
+        for node in self.graph:
+            inputs = [values[name] for name in node.inputs]
+            if node.name in curves:
+                read[node.name] = inputs[0].reshape(len(x), -1)
+                values[node.name] = horner(curves[node.name], read[node.name]).reshape(inputs[0].shape)
+            else:
+                values[node.name] = _apply(node.op, inputs)
+        return read, values[self.graph.output].reshape(len(x), -1)
 
 
 def horner(coefficients: Reals, x: Reals) -> Reals:
@@ -116,7 +102,7 @@ def lower(graph: Graph) -> Network:
     names = {node.name for node in curved}
     reads = {node.name: node.inputs[0] for node in curved}
     targets = {**reads, "": graph.output}
-    bias = _propagate(graph, names, {}, linear=False)
+    bias = _biases(graph, names)
     terms: dict[str, dict[str, Matrix]] = {target: {} for target in targets}
     for source in (INPUT, *(node.name for node in curved)):
         for target, matrix in _matrices(graph, names, source, targets).items():
@@ -130,7 +116,7 @@ def lower(graph: Graph) -> Network:
     activations = [
         Activation(node.name, affine(node.name), _rows(graph, node), graph.types[node.name].shape[0]) for node in curved
     ]
-    return Network(graph.input.size, tuple(activations), affine(""))
+    return Network(graph, tuple(activations), affine(""))
 
 
 def _rows(graph: Graph, node: Node) -> Reals:
@@ -146,60 +132,26 @@ def _rows(graph: Graph, node: Node) -> Reals:
 
 def _matrices(graph: Graph, curved: set[str], source: str, targets: Mapping[str, str]) -> dict[str, Matrix]:
     """The matrix from one source to each target that depends on it."""
-    kind = graph.types[source]
-    chunk = max(1, _BASIS // max(t.size for t in graph.types.values()))
-    found: dict[str, list[tuple[Indices, Indices, Reals]]] = {}
-    for start in range(0, kind.size, chunk):
-        basis = np.eye(min(chunk, kind.size - start), kind.size, k=start)
-        values = _propagate(graph, curved, {source: basis.reshape((-1, *kind.shape))}, linear=True)
-        for target, name in targets.items():
-            if name in values:
-                flat = values[name].reshape(len(basis), -1)
-                cols, rows = np.nonzero(flat)
-                found.setdefault(target, []).append((rows, cols + start, flat[cols, rows]))
-    joined = {target: [np.concatenate(part) for part in zip(*parts, strict=True)] for target, parts in found.items()}
-    return {
-        target: Matrix(rows, cols, values, (graph.types[targets[target]].size, kind.size))
-        for target, (rows, cols, values) in joined.items()
-        if len(values)
-    }
-
-
-def _propagate(graph: Graph, curved: set[str], values: dict[str, Reals], linear: bool) -> dict[str, Reals]:
-    """Push batches through all affine nodes; a value that depends on none of them is zero and stays absent.
-
-    Args:
-        graph: The network.
-        curved: Nodes that end a stretch; they pass nothing on.
-        values: Batches of shape `(n, *shape)` to start from.
-        linear: Leave biases and constants out.
-    """
-    values = dict(values)
+    found = {source: identity(graph.types[source].size)}
     for node in graph:
-        if node.name in curved:
-            continue
-        inputs = list(_inputs(graph, node, values, linear))
-        if inputs:
-            values[node.name] = _apply(_linear_part(node.op) if linear else node.op, inputs)
+        reads = [(i, name) for i, name in enumerate(node.inputs) if name in found and node.name not in curved]
+        result = graph.types[node.name].shape
+        parts = [matrix_of(node.op, i, graph.types[name].shape, result).after(found[name]) for i, name in reads]
+        if parts:
+            found[node.name] = parts[0] if len(parts) == 1 else total(parts)
+    return {target: found[name] for target, name in targets.items() if name in found and len(found[name].values)}
+
+
+def _biases(graph: Graph, curved: set[str]) -> dict[str, Reals]:
+    """What every affine node makes of zeros in place of input and activations, shape `(1, *shape)`."""
+    values: dict[str, Reals] = {}
+    for node in graph:
+        if node.name not in curved:
+            inputs = [
+                values[name] if name in values else np.zeros((1, *graph.types[name].shape)) for name in node.inputs
+            ]
+            values[node.name] = _apply(node.op, inputs)
     return values
-
-
-def _inputs(graph: Graph, node: Node, values: Mapping[str, Reals], linear: bool) -> Iterator[Reals]:
-    if linear and not any(name in values for name in node.inputs):
-        return
-    n = len(next(iter(values.values()))) if values else 1
-    for name in node.inputs:
-        yield values[name] if name in values else np.zeros((n, *graph.types[name].shape))
-
-
-def _linear_part(op: Op) -> Op:
-    if isinstance(op, Linear | Conv2d):
-        return replace(op, bias=np.zeros_like(op.bias))
-    if isinstance(op, Polynomial):
-        table = op.coefficients.copy()
-        table[..., 0] = 0
-        return replace(op, coefficients=table)
-    return op
 
 
 def _apply(op: Op, inputs: list[Reals]) -> Reals:

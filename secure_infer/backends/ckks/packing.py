@@ -3,8 +3,6 @@
 A vector lies in one or more ciphertexts ("blocks") and repeats with a period, a power of two. With rows placed modulo
 `r` and columns repeating with `p`, entry (row, column) belongs to diagonal `(column - row) mod min(r, p)`; if `r < p`
 (the hybrid method of Gazelle, Juvekar et al. 2018), rotations by `r, 2r ..` fold the partial sums together afterwards.
-The order of a stretch's results is free, so rows are placed where they share diagonals: the outputs of a strided
-convolution go into the gaps between each other, those of other channels into further periods.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,8 @@ Booleans = npt.NDArray[np.bool_]
 
 _SPARSE = 0.25
 _MOST_PER_ROW = 2048
-_PROBED = 32
-_FAVORED = 32
-_MOST_DIAGONALS = 400
+MOST_DIAGONALS = 400
+"""A sparse matrix with more is treated like a dense one."""
 _WIDEST_SEARCH = 256
 
 
@@ -33,14 +31,23 @@ class Layout:
     """Where the elements of a vector lie.
 
     Attributes:
-        period: Slots after which a block repeats: a power of two, equal to all slots if there are several blocks.
+        period: Slots after which a block repeats; all slots if there are several blocks.
         blocks: Number of ciphertexts.
         positions: For each element `block * period + slot`, shape `(elements,)`.
+        extent: Slots that hold copies, counted from the first, the others being of no use; 0 for all.
+        turn: Each copy begins so many elements later than the one before.
     """
 
     period: int
     blocks: int
     positions: Indices
+    extent: int = 0
+    turn: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether copies fill all slots, so that a rotation of the slots is one of the vector."""
+        return not self.extent and not self.turn
 
     @property
     def length(self) -> int:
@@ -52,6 +59,13 @@ class Layout:
         result = np.zeros((*values.shape[:-1], self.length))
         result[..., self.positions] = values
         return result.reshape((*values.shape[:-1], self.blocks, self.period))
+
+
+def spread(rows: npt.NDArray[Any], slots: int, turn: int) -> npt.NDArray[Any]:
+    """One period, shape `(..., period)`, repeated over all slots; each copy begins `turn` elements later."""
+    period = rows.shape[-1]
+    copy, at = np.divmod(np.arange(slots), period)
+    return np.asarray(rows[..., (at + turn * copy) % period])
 
 
 def packed(size: int, slots: int) -> Layout:
@@ -122,28 +136,47 @@ class Costs:
         """Rotate after the rescale."""
         return 2.2 * max(self.primes - 1, 1) * max(self.primes, 2)
 
+    @property
+    def load(self) -> float:
+        """Read one ciphertext of a client."""
+        return 5.0 * self.primes
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Every slot becomes the sum of `count` slots, `stride` apart from each other."""
+
+    stride: int
+    count: int
+
+    def chain(self) -> list[tuple[int, bool]]:
+        """Rotations one after another: of the sum so far if true, of what came in otherwise."""
+        steps, held = [], 1
+        for bit in bin(self.count)[3:]:
+            steps.append((self.stride * held, True))
+            held *= 2
+            if bit == "1":
+                steps.append((self.stride * held, False))
+                held += 1
+        return steps
+
 
 @dataclass(frozen=True, eq=False)
 class Diagonals:
     """The diagonals of a stretch: which exist, and what is in them.
 
     Attributes:
-        rows_period: Period of the result.
-        period: Period of the folded sum; the folds go from `rows_period` up to it.
+        period: Slots after which diagonals repeat.
+        sums: What is summed once everything is rescaled.
         split: Baby and giant steps.
         keys: For each diagonal `(term, source block, result block, diagonal)`, shape `(diagonals, 4)`, sorted.
     """
 
-    rows_period: int
     period: int
+    sums: Sums
     split: Split
     keys: Indices
     _entries: tuple[Indices, Indices, Reals]
-
-    @property
-    def folds(self) -> list[int]:
-        """Rotations that are added one after another once everything is summed."""
-        return [self.rows_period << i for i in range((self.period // self.rows_period).bit_length() - 1)]
 
     def rotations(self, modulus: Indices) -> tuple[Indices, Indices]:
         """Baby and giant rotation of every key; `modulus` of every term."""
@@ -163,8 +196,10 @@ def moduli(terms: Sequence[Term], rows_period: int) -> Indices:
     return np.array([min(rows_period, term.period) for term in terms], dtype=np.int64)
 
 
-def diagonalize(terms: Sequence[Term], rows_period: int, blocks: int, split: Split | None, costs: Costs) -> Diagonals:
-    """The diagonals of a stretch, and the cheapest split if none is given."""
+def diagonalize(
+    terms: Sequence[Term], rows_period: int, blocks: int, split: Split | None, costs: Costs, sums: Sums | None = None
+) -> Diagonals:
+    """The diagonals of a stretch, and the cheapest split if none is given; folds follow from periods if no sums do."""
     period = max([rows_period, *(term.period for term in terms)])
     parts = [_term_entries(number, term, rows_period) for number, term in enumerate(terms)]
     keys, slot, value = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -183,7 +218,8 @@ def diagonalize(terms: Sequence[Term], rows_period: int, blocks: int, split: Spl
     periods = np.array([term.period for term in terms])[unpacked[:, 0]]
     folded = periods[which] > rows_period
     slot = np.where(folded, (slot + moved[which]) % periods[which], slot)
-    return Diagonals(rows_period, period, split, unpacked, (start, slot[order], value[order]))
+    sums = sums or Sums(rows_period, period // rows_period)
+    return Diagonals(period, sums, split, unpacked, (start, slot[order], value[order]))
 
 
 def _pack(term: int, source: Indices | int, result: Indices | int, diagonal: Indices | int) -> Indices:
@@ -207,7 +243,7 @@ def _term_entries(number: int, term: Term, rows_period: int) -> tuple[Indices, I
 def best_split(keys: Indices, modulus: Indices, costs: Costs) -> tuple[float, Split]:
     """The cheapest split of these diagonals, and the cost of its rotations and products."""
     most = int(modulus.max(initial=1))
-    widest = _WIDEST_SEARCH * _MOST_DIAGONALS // max(len(keys), _MOST_DIAGONALS)
+    widest = _WIDEST_SEARCH * MOST_DIAGONALS // max(len(keys), MOST_DIAGONALS)
     steps = {*range(1, min(most, widest) + 1), *(1 << bits for bits in range(most.bit_length()))}
     best = (np.inf, Split(1, False))
     source = (keys[:, 0] * (keys[:, 1].max(initial=0) + 1) + keys[:, 1]) << 32
@@ -224,22 +260,6 @@ def best_split(keys: Indices, modulus: Indices, costs: Costs) -> tuple[float, Sp
     return best
 
 
-def choose_layout(
-    matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, slots: int, costs: Costs
-) -> Layout:
-    """Where the rows of a stretch are placed, by the cost of the diagonals that follow."""
-    least = packed(rows, slots)
-    candidates = [least] + [
-        Layout(1 << bits, 1, least.positions)
-        for bits in range(least.period.bit_length(), slots.bit_length())
-        if least.blocks == 1
-    ]
-    if _is_sparse(matrices) and all(len(matrix.values) for matrix in matrices.values()):
-        found = [share_diagonals(matrices, layouts, rows, group, c.period, c.blocks) for c in candidates]
-        candidates = [layout for layout in found if layout] + candidates
-    return min(candidates, key=lambda layout: _layout_cost(matrices, layouts, layout, costs))
-
-
 def positioned(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: Layout) -> list[Term]:
     """The matrices between positions instead of elements."""
     return [
@@ -248,79 +268,17 @@ def positioned(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], ro
     ]
 
 
-def _is_sparse(matrices: Mapping[str, Matrix]) -> bool:
+def is_sparse(matrices: Mapping[str, Matrix]) -> bool:
+    """Whether rows have so few entries that it matters where they lie."""
     per_row = sum(len(m.values) / m.shape[0] for m in matrices.values())
     columns = sum(m.shape[1] for m in matrices.values())
     return per_row <= min(_MOST_PER_ROW, max(_SPARSE * columns, 2))
 
 
-def _layout_cost(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: Layout, costs: Costs) -> float:
+def layout_cost(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: Layout, costs: Costs) -> float:
+    """Of rotations and products, if rows lie there."""
     terms = positioned(matrices, layouts, rows)
     modulus = moduli(terms, rows.period)
     keys = _unpack(np.unique(np.concatenate([_term_entries(i, t, rows.period)[0] for i, t in enumerate(terms)])))
     folds = max(0, max(int(term.period // rows.period) for term in terms).bit_length() - 1)
     return best_split(keys, modulus, costs)[0] + folds * rows.blocks * costs.fold
-
-
-def share_diagonals(
-    matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, period: int, blocks: int
-) -> Layout | None:
-    """Place rows greedily, each where it needs the fewest diagonals that no earlier row has.
-
-    Groups of `group` rows (the pixels of a channel) come one after another; in each, the fullest rows come first, as
-    those at the border fit wherever an inner row does.
-
-    Returns:
-        None if the matrix has no such structure.
-    """
-    terms = positioned(matrices, layouts, packed(rows, rows))
-    entries, size = _entries_by_row(terms, rows, period)
-    used, free = np.zeros((blocks, size), dtype=bool), np.ones(blocks * period, dtype=bool)
-    dense = sum(min(period, t.period) * (int(t.cols.max()) // t.period + 1) for t in terms) * blocks
-    positions = np.zeros(rows, dtype=np.int64)
-    for row in sorted(range(rows), key=lambda i: (i // group, -len(entries[i]))):
-        position = _place_row(entries[row], used, free, period)
-        positions[row], free[position] = position, False
-        used.reshape(-1)[_diagonals_of(entries[row], np.array([position]), size, period)] = True
-        if np.count_nonzero(used) > max(_MOST_DIAGONALS, dense // 2):
-            return None
-    return Layout(period, blocks, positions)
-
-
-def _entries_by_row(terms: Sequence[Term], rows: int, period: int) -> tuple[list[Indices], int]:
-    """For each row its entries `(start of the table of its term and block, column, modulus)`; and the tables' size."""
-    parts, start = [], 0
-    for term in terms:
-        block, col = np.divmod(term.cols, term.period)
-        modulus = np.full_like(col, min(period, term.period))
-        parts.append(np.stack([start + block * period, col, modulus], axis=1))
-        start += (int(block.max()) + 1) * period
-    joined, row = np.concatenate(parts), np.concatenate([term.rows for term in terms])
-    order = np.argsort(row, kind="stable")
-    return np.split(joined[order], np.searchsorted(row[order], np.arange(1, rows))), start
-
-
-def _diagonals_of(entries: Indices, positions: Indices, size: int, period: int) -> Indices:
-    """Index of the diagonal of every entry if its row were at each position, shape `(entries, positions)`."""
-    start, col, modulus = entries[:, :, None].transpose(1, 0, 2)
-    return np.asarray(positions // period * size + start + (col - positions % period) % modulus)
-
-
-def _place_row(entries: Indices, used: Booleans, free: Booleans, period: int) -> int:
-    """The free position at which a row needs the fewest new diagonals, of those that a few of its entries favor."""
-    if not len(entries):
-        return int(np.flatnonzero(free)[-1])
-    start, col, modulus = (int(n) for n in entries[0])
-    known = np.flatnonzero(used[:, start : start + modulus].any(axis=0))
-    likely = (col - known[:, None] + modulus * np.arange(len(free) // modulus)).reshape(-1) % len(free)
-    probe = entries[:: -(-len(entries) // _PROBED)]
-    best, fewest = -1, len(entries) + 1
-    for candidates in (likely[free[likely]], np.flatnonzero(free)):
-        if fewest and len(candidates):
-            new = np.count_nonzero(~used.reshape(-1)[_diagonals_of(probe, candidates, used.shape[1], period)], axis=0)
-            favored = candidates[np.argsort(new, kind="stable")[:_FAVORED]]
-            new = np.count_nonzero(~used.reshape(-1)[_diagonals_of(entries, favored, used.shape[1], period)], axis=0)
-            at = int(np.argmin(new))
-            if new[at] < fewest:
-                best, fewest = int(favored[at]), int(new[at])
-    return best

@@ -8,30 +8,30 @@ terms meet at `target` and nothing drifts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from secure_infer.backends.ckks.lower import Affine, Indices, Matrix, Reals
+from secure_infer.backends.ckks.arrange import BATCH, Placed, arrange
+from secure_infer.backends.ckks.batch import place_elements
+from secure_infer.backends.ckks.lower import Affine, Indices, Reals
 from secure_infer.backends.ckks.normalize import Normalized, Unit
 from secure_infer.backends.ckks.packing import (
     Costs,
     Diagonals,
     Layout,
     Split,
+    Sums,
     Term,
-    choose_layout,
     diagonalize,
     moduli,
-    packed,
-    positioned,
 )
 from secure_infer.backends.ckks.parameters import Parameters
 from secure_infer.graph import INPUT
 
 OUTPUT = ""
 """Name of the step that makes the result; no node has it."""
+_NONE = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Vector:
         scale: Exact scale of the plaintexts inside.
         period: Slots after which a block repeats.
         blocks: Number of ciphertexts.
+        turn: Each copy begins so many elements later than the one before.
     """
 
     level: int
     scale: float
     period: int
     blocks: int
+    turn: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,7 @@ class Step:
         coefficients: Of a polynomial that is not a plain square, shape `(degree + 1, blocks, period)`; else None.
         result: What the polynomial makes.
         diagonals: The matrices as diagonals.
+        explicit: Positions of terms are slots, not elements of a period, and sums are given and not derived.
     """
 
     name: str
@@ -76,11 +79,13 @@ class Step:
     coefficients: Reals | None
     result: Vector
     diagonals: Diagonals
+    explicit: bool
 
     @property
     def rotations(self) -> tuple[Indices, Indices]:
         """Baby and giant rotation of each diagonal."""
-        return self.diagonals.rotations(moduli(self.terms, self.affine.period))
+        rows_period = self.diagonals.period if self.explicit else self.affine.period
+        return self.diagonals.rotations(moduli(self.terms, rows_period))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,19 +95,29 @@ class Plan:
     Attributes:
         parameters: Ring and primes.
         input: What the client sends.
+        columns: Which input each slot of it holds, shape `(period, blocks)`; -1 for none.
         steps: In order; the last one makes the result.
+        input_plan: What the client sends: "raw", "im2col", "copies" or "batch".
     """
 
     parameters: Parameters
     input: Vector
+    columns: Indices
     steps: tuple[Step, ...]
+    input_plan: str
+
+    @property
+    def batch(self) -> bool:
+        """Whether slots hold samples, and each ciphertext one element."""
+        return self.input_plan == BATCH
 
     def rotations(self) -> set[int]:
         """All rotations, in `1 .. slots - 1`."""
         slots = self.parameters.slots
         amounts: set[int] = set()
         for step in self.steps:
-            amounts |= {int(k) % slots for part in step.rotations for k in part} | set(step.diagonals.folds)
+            folds = {k for k, _ in step.diagonals.sums.chain()}
+            amounts |= {int(k) % slots for part in (*step.rotations, folds) for k in part}
         return amounts - {0}
 
     @property
@@ -128,38 +143,54 @@ def _need(needed: dict[str, int], affine: Affine, level: int) -> None:
         needed[source] = max(needed.get(source, 0), level)
 
 
-def make_plan(network: Normalized, parameters: Parameters) -> tuple[Plan, Layout]:
+def make_plan(network: Normalized, parameters: Parameters, input_plan: str = "auto") -> tuple[Plan, Layout]:
     """Place all vectors and fix all levels and scales.
 
     Returns:
         The plan, and the layout of its result.
+
+    Raises:
+        ParametersError: The network allows no such input plan.
     """
     runs = levels(network)
-    layouts = {INPUT: packed(network.inputs, parameters.slots)}
-    first = Vector(runs[INPUT], parameters.scale, layouts[INPUT].period, layouts[INPUT].blocks)
-    vectors = {INPUT: first}
-    steps = []
     last = Unit(OUTPUT, network.output, len(network.output.bias), None)
-    for unit in [*(unit for unit in network.units if unit.name in runs), last]:
-        layouts[unit.name], step = _step(unit, runs[unit.name], layouts, parameters)
-        vectors[unit.name] = step.result
-        steps.append(step)
-    return Plan(parameters, first, tuple(steps)), layouts[OUTPUT]
+    units = [*(unit for unit in network.units if unit.name in runs), last]
+    if input_plan == BATCH:
+        columns, placed = place_elements(units, network.inputs)
+    else:
+        input_plan, columns, placed = arrange(units, network.inputs, runs, parameters.slots, input_plan)
+    first = Vector(runs[INPUT], parameters.scale, *columns.shape)
+    steps = [_step(unit, at, runs[unit.name], parameters) for unit, at in zip(units, placed, strict=True)]
+    return Plan(parameters, first, columns, tuple(steps), input_plan), placed[-1].layout
 
 
-def _step(unit: Unit, level: int, layouts: Mapping[str, Layout], parameters: Parameters) -> tuple[Layout, Step]:
-    costs = Costs(level + 1)
-    matrices = unit.affine.terms or {INPUT: _nothing(unit.size, len(layouts[INPUT].positions))}
-    layout = choose_layout(matrices, layouts, unit.size, unit.group, parameters.slots, costs)
-    terms = tuple(positioned(matrices, layouts, layout))
+def _step(unit: Unit, placed: Placed, level: int, parameters: Parameters) -> Step:
+    layout = placed.layout
     coefficients = None if unit.coefficients is None else layout.place(unit.coefficients.T)
     power = 1 if unit.name == OUTPUT else unit.degree
-    return layout, make_step(unit.name, terms, layout.place(unit.affine.bias), level, power, coefficients, parameters)
+    bias = layout.place(unit.affine.bias)
+    body = Body(placed.terms, placed.sums, layout.turn)
+    return make_step(unit.name, body, bias, level, power, coefficients, parameters)
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a stretch multiplies.
+
+    Attributes:
+        terms: The matrices, between positions, or between slots if there are sums.
+        sums: What is summed after the diagonals; None for what periods call for.
+        turn: Each copy of the result begins so many elements later than the one before.
+    """
+
+    terms: tuple[Term, ...]
+    sums: Sums | None = None
+    turn: int = 0
 
 
 def make_step(
     name: str,
-    terms: tuple[Term, ...],
+    body: Body,
     bias: Reals,
     level: int,
     power: int,
@@ -169,24 +200,23 @@ def make_step(
 ) -> Step:
     """A step from what does not follow from the rest: scales, later levels and diagonals do."""
     blocks, period = bias.shape
+    costs = Costs(level + 1)
     if power == 1:
-        affine = Vector(0, parameters.output_scale, period, blocks)
+        affine = Vector(0, parameters.output_scale, period, blocks, body.turn)
         result = affine
     else:
-        affine = Vector(level - 1, parameters.affine_scale, period, blocks)
+        affine = Vector(level - 1, parameters.affine_scale, period, blocks, body.turn)
         result = _activated(affine, power, coefficients is None, parameters)
-    diagonals = diagonalize(terms, period, blocks, split, Costs(level + 1))
-    return Step(name, terms, bias, level, affine, power, coefficients, result, diagonals)
+    explicit = body.sums is not None
+    rows_period = parameters.slots if explicit else period
+    terms = body.terms or (Term(INPUT, period, *_NONE),)
+    diagonals = diagonalize(terms, rows_period, blocks, split, costs, body.sums)
+    return Step(name, terms, bias, level, affine, power, coefficients, result, diagonals, explicit)
 
 
 def _activated(affine: Vector, power: int, square: bool, parameters: Parameters) -> Vector:
     if square:
         scale = affine.scale**2 / parameters.primes[affine.level]
-        return Vector(affine.level - 1, scale, affine.period, affine.blocks)
+        return Vector(affine.level - 1, scale, affine.period, affine.blocks, affine.turn)
     spent = int(np.ceil(np.log2(power + 1)))
-    return Vector(affine.level - spent, parameters.scale, affine.period, affine.blocks)
-
-
-def _nothing(rows: int, columns: int) -> Matrix:
-    empty = np.zeros(0, dtype=np.int64)
-    return Matrix(empty, empty, np.zeros(0), (rows, columns))
+    return Vector(affine.level - spent, parameters.scale, affine.period, affine.blocks, affine.turn)

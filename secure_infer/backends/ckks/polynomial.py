@@ -13,6 +13,7 @@ import numpy as np
 
 from secure_infer.backends.ckks.engine import C, Engine, P
 from secure_infer.backends.ckks.lower import Reals
+from secure_infer.backends.ckks.packing import spread
 from secure_infer.backends.ckks.parameters import Parameters
 from secure_infer.backends.ckks.plan import Step
 
@@ -58,7 +59,7 @@ class Tree(Generic[C, P]):
 
     def __init__(self, engine: Engine[C, P], parameters: Parameters, step: Step, block: int) -> None:
         assert step.coefficients is not None
-        self.engine, self.parameters = engine, parameters
+        self.engine, self.parameters, self._turn = engine, parameters, step.affine.turn
         levels = step.affine.level - step.result.level
         self.scales = [step.affine.scale]
         for i in range(levels - 1):
@@ -72,10 +73,10 @@ class Tree(Generic[C, P]):
 
     def encode(self, row: Reals, level: int, scale: float, smallest: bool = False) -> P | None:
         """Encode coefficients; `smallest` makes the least nonzero plaintext of what would round to zero."""
-        slots = self.parameters.slots
-        plaintext = self.engine.encode(np.tile(row, slots // row.size), level, scale)
+        values = row if row.size == 1 else spread(row, self.parameters.slots, self._turn)
+        plaintext = self.engine.encode(values, level, scale)
         if plaintext is None and smallest:
-            return self.engine.encode(np.full(slots, 1 / scale), level, scale)
+            return self.engine.encode(np.full(values.shape, 1 / scale), level, scale)
         return plaintext
 
     def __call__(self, x: C) -> C:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from secure_infer.backends.ckks.half import ClientHalf
-from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine
+from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine, dump
 
 _REPEATS = 7
 
@@ -52,9 +52,14 @@ class Stopwatch:
         self._encryptor.encrypt_symmetric(plaintext, c)
         self._encryptor.encrypt_symmetric(plaintext, other)
         product = engine.multiply_plain(c, plaintext)
+        sent = dump(self._encryptor.encrypt_symmetric(plaintext))
         acts: Mapping[str, Callable[[], Handle]] = {
+            "inputs": lambda: self._ring.load_ciphertext(sent, level, scale),
             "rotations": lambda: engine.rotate(c, 1),
             "plain_multiplications": lambda: engine.add(product, engine.multiply_plain(c, plaintext)),
+            "constant_multiplications": lambda: engine.add(
+                product, engine.multiply_plain(c, engine.constant(0.5, level, scale))
+            ),
             "multiplications": lambda: engine.multiply(c, c),
             "rescales": lambda: engine.rescale(product, scale**2 / half.parameters.primes[level]),
         }

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from secure_infer.backends.ckks.engine import Capabilities
 from secure_infer.backends.ckks.lower import Reals
 from secure_infer.backends.ckks.parameters import Parameters, verify
 from secure_infer.errors import ParametersError, Problem, UsageError, missing_extra
@@ -81,9 +82,9 @@ class Ring:
         return sorted(pow(3, k, double) for k in rotations)
 
     def encode(self, values: Reals, level: int, scale: float) -> Handle:
-        """A plaintext of all slots."""
+        """A plaintext of all slots, from one number for each or one for all."""
         plaintext = self.lib.Plaintext()
-        self.encoder.encode(values, self._ids[level], scale, plaintext)
+        self.encoder.encode(float(values[0]) if values.size == 1 else values, self._ids[level], scale, plaintext)
         return plaintext
 
     def load(self, kind: str, data: bytes) -> Handle:
@@ -163,17 +164,25 @@ def _in_folder() -> Iterator[Path]:
 class SealEngine:
     """Arithmetic on SEAL ciphertexts; `relinearization` and `galois` are set to a client's keys before a run."""
 
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
     def __init__(self, ring: Ring) -> None:
         self._ring, self._evaluator = ring, ring.lib.Evaluator(ring.context)
         self._new = ring.lib.Ciphertext
+        self._scratch = ring.lib.Plaintext()
         self._double = 2 * ring.parameters.poly_modulus_degree
         self.relinearization: Handle = None
         self.galois: Handle = None
 
     def encode(self, values: Reals, level: int, scale: float) -> Handle | None:
-        """Encode one vector of all slots; None if it rounds to zero."""
+        """Encode one vector of all slots, or one number for all of them; None if it rounds to zero."""
         plaintext = self._ring.encode(values, level, scale)
         return None if plaintext.is_zero() else plaintext
+
+    def constant(self, value: float, level: int, scale: float) -> Handle:
+        """Encode one number in all slots, into the same plaintext every time."""
+        self._ring.encoder.encode(value, self._ring.id_of(level), scale, self._scratch)
+        return self._scratch
 
     def lower(self, c: Handle, level: int) -> Handle:
         """Drop primes."""
@@ -184,11 +193,23 @@ class SealEngine:
         self._evaluator.mod_switch_to(c, target, lowered)
         return lowered
 
+    def dump(self, c: Handle) -> bytes:
+        """A ciphertext's bytes."""
+        return dump(c)
+
+    def load(self, data: bytes) -> Handle:
+        """The ciphertext that `dump` wrote."""
+        return self._ring.load("Ciphertext", data)
+
     def rotate(self, c: Handle, steps: int) -> Handle:
         """Rotate left."""
         rotated = self._new()
         self._evaluator.apply_galois(c, pow(3, steps, self._double), self.galois, rotated)
         return rotated
+
+    def rotate_many(self, c: Handle, steps: Sequence[int]) -> list[Handle]:
+        """Rotate left by each; SEAL has no hoisting."""
+        return [self.rotate(c, k) if k else c for k in steps]
 
     def multiply_plain(self, c: Handle, p: Handle) -> Handle:
         """Product with a plaintext."""

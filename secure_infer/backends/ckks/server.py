@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
 
+from secure_infer.backends.ckks.batch import ciphertexts_of
 from secure_infer.backends.ckks.client import EVALUATION, INPUT_MESSAGE, OUTPUT_MESSAGE, other_model
+from secure_infer.backends.ckks.crew import Crew
 from secure_infer.backends.ckks.plan import Plan
 from secure_infer.backends.ckks.run import Program
 from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine, Unreadable, dump
@@ -47,6 +50,10 @@ class CkksServer:
         plan: The program.
         model: Its name.
 
+    Attributes:
+        processes: How many processes may work on one message: all processors, unless a pool of workers has them.
+        statistics: Seconds of CPU of further processes for the message last answered, if there were any.
+
     Raises:
         BundleError: A program that does not fit its own parameters.
     """
@@ -63,10 +70,12 @@ class CkksServer:
                 "The CKKS program can't be encoded.",
                 [Problem(KIND, f"{type(error).__name__}: {error}.", "compile the model again.")],
             ) from error
+        self.processes = len(os.sched_getaffinity(0))
         log.debug("encoded the weights in %.3f s", time.perf_counter() - start)
         self._keys: OrderedDict[bytes, EvaluationKeys] = OrderedDict()
         self._latest: tuple[bytes, bytes] = (b"", b"")
         self._lock = threading.Lock()
+        self.statistics: dict[str, float] = {}
 
     def run(self, message: bytes, evaluation: bytes) -> bytes:
         """Evaluate every sample of a message; raises what `open` and `answer` do. The keys seen last stay open."""
@@ -95,15 +104,18 @@ class CkksServer:
         """
         with self._lock:
             times = [time.perf_counter()]
-            inputs = self._inputs(message, keys)
+            inputs, count = self._inputs(message, keys)
             times.append(time.perf_counter())
             self._engine.relinearization, self._engine.galois = keys.relinearization, keys.galois
+            crew = Crew[Handle](self.processes, self._engine.dump, self._engine.load)
+            self._program.crew = crew
             outputs = [c for blocks in inputs for c in self._program.run(blocks)]
             times.append(time.perf_counter())
             parts = [dump(c) for c in outputs]
             times.append(time.perf_counter())
+        self.statistics = {"cpu_s_of_children": crew.cpu_s} if crew.cpu_s else {}
         log.debug("inputs %.4f s, evaluation %.4f s, outputs %.4f s", *(b - a for a, b in pairwise(times)))
-        meta = {"model": self._model, "key": keys.name, "count": len(inputs)}
+        meta = {"model": self._model, "key": keys.name, "count": count}
         return frame.pack(OUTPUT_MESSAGE, parts, meta)
 
     def close(self) -> None:
@@ -161,12 +173,15 @@ class CkksServer:
         if not elements:
             return _require_empty(data)
         keys = self._ring.load("GaloisKeys", data)
-        if keys.size() != len(elements) or not all(keys.has_key(element) for element in elements):
-            raise Unreadable("not the Galois keys of this program's rotations")
+        missing = sum(not keys.has_key(element) for element in elements)
+        if missing:
+            raise Unreadable(f"{missing} of the {len(elements)} Galois keys of this program's rotations are missing")
+        if keys.size() != len(elements):
+            raise Unreadable("Galois keys that this program has no use for")
         return keys
 
-    def _inputs(self, message: bytes, keys: EvaluationKeys) -> list[list[Handle]]:
-        """The blocks of every sample."""
+    def _inputs(self, message: bytes, keys: EvaluationKeys) -> tuple[list[list[Handle]], int]:
+        """The blocks of every sample, or of every chunk of a batch; and the number of samples."""
         opened = frame.unpack(message, INPUT_MESSAGE)
         if opened.meta.get("model") != self._model:
             raise other_model("message")
@@ -176,7 +191,7 @@ class CkksServer:
                 [Problem("message", "Its key's name differs.", "send it with the evaluation keys of the same client.")],
             )
         source, count = self._plan.input, opened.meta.get("count")
-        if not isinstance(count, int) or len(opened.parts) != count * source.blocks:
+        if type(count) is not int or len(opened.parts) != self._groups(count) * source.blocks:
             raise BundleError(
                 "The message is malformed.",
                 [
@@ -192,7 +207,11 @@ class CkksServer:
                 "The message can't be evaluated.",
                 [Problem("message", f"It holds {error}.", "encrypt with this model's client half.")],
             ) from error
-        return [parts[i : i + source.blocks] for i in range(0, len(parts), source.blocks)]
+        return [parts[i : i + source.blocks] for i in range(0, len(parts), source.blocks)], count
+
+    def _groups(self, count: int) -> int:
+        """How often the program runs for so many samples."""
+        return ciphertexts_of(count, self._plan.parameters.poly_modulus_degree) if self._plan.batch else count
 
 
 def _require_empty(data: bytes) -> None:

@@ -12,18 +12,18 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from secure_infer.backends.ckks.packing import Split, Term
+from secure_infer.backends.ckks.packing import Split, Sums, Term
 from secure_infer.backends.ckks.parameters import Parameters
-from secure_infer.backends.ckks.plan import Plan, Step, Vector, make_step
+from secure_infer.backends.ckks.plan import Body, Plan, Step, Vector, make_step
 from secure_infer.errors import BundleError, Problem
 
-SCHEMA = 1
+SCHEMA = 2
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, SafetensorError)
 
 
 def plan_to_bytes(plan: Plan) -> tuple[bytes, bytes]:
     """The plan as JSON (structure) and safetensors (weights in position order)."""
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {"columns": np.ascontiguousarray(plan.columns, dtype=np.int32)}
     steps = []
     for i, step in enumerate(plan.steps):
         arrays[f"{i}.bias"] = np.ascontiguousarray(step.bias)
@@ -41,9 +41,17 @@ def plan_to_bytes(plan: Plan) -> tuple[bytes, bytes]:
                 "split": asdict(step.diagonals.split),
                 "square": step.coefficients is None,
                 "sources": [[term.source, term.period] for term in step.terms],
+                "sums": asdict(step.diagonals.sums) if step.explicit else None,
+                "turn": step.affine.turn,
             }
         )
-    head = {"schema": SCHEMA, "parameters": asdict(plan.parameters), "input": asdict(plan.input), "steps": steps}
+    head = {
+        "schema": SCHEMA,
+        "parameters": asdict(plan.parameters),
+        "input": asdict(plan.input),
+        "input_plan": plan.input_plan,
+        "steps": steps,
+    }
     return json.dumps(head).encode(), save(arrays)
 
 
@@ -55,20 +63,11 @@ def plan_from_bytes(head: bytes, weights: bytes) -> Plan:
     """
     try:
         data, arrays = json.loads(head), load(weights)
-        if data["schema"] > SCHEMA:
-            raise BundleError(
-                "The CKKS program was written by a newer version.",
-                [
-                    Problem(
-                        "ckks-server",
-                        f"Its schema is {data['schema']}; this version reads up to {SCHEMA}.",
-                        "upgrade secure_infer.",
-                    )
-                ],
-            )
+        require_schema("ckks-server", data["schema"])
         parameters = parameters_from(data["parameters"])
         steps = tuple(_step(i, step, arrays, parameters) for i, step in enumerate(data["steps"]))
-        plan = Plan(parameters, Vector(**data["input"]), steps)
+        columns = arrays.pop("columns").astype(np.int64)
+        plan = Plan(parameters, Vector(**data["input"]), columns, steps, str(data["input_plan"]))
     except _MALFORMED as error:
         raise BundleError(
             "The CKKS program can't be read.",
@@ -80,6 +79,15 @@ def plan_from_bytes(head: bytes, weights: bytes) -> Plan:
             [Problem("ckks-server", f"Unexpected contents {sorted(arrays)}.", "compile the model again.")],
         )
     return plan
+
+
+def require_schema(kind: str, schema: Any) -> None:
+    """Raise BundleError for a half of another schema than the one that is written now."""
+    if schema != SCHEMA:
+        fix = "compile the model again." if isinstance(schema, int) and schema < SCHEMA else "upgrade secure_infer."
+        age = "an older" if fix.startswith("compile") else "a newer"
+        problem = Problem(kind, f"Its schema is {schema!r}; this version reads {SCHEMA}.", fix)
+        raise BundleError(f"The CKKS program was written by {age} version.", [problem])
 
 
 def parameters_from(data: Mapping[str, Any]) -> Parameters:
@@ -106,7 +114,7 @@ def _step(i: int, data: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], 
     coefficients = None if data["square"] else arrays.pop(f"{i}.coefficients")
     return make_step(
         data["name"],
-        terms,
+        Body(terms, _sums(data["sums"], parameters.slots), data["turn"]),
         arrays.pop(f"{i}.bias"),
         data["level"],
         data["power"],
@@ -114,3 +122,12 @@ def _step(i: int, data: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]], 
         parameters,
         Split(**data["split"]),
     )
+
+
+def _sums(data: Mapping[str, Any] | None, slots: int) -> Sums | None:
+    if data is None:
+        return None
+    sums = Sums(**data)
+    if not all(type(number) is int and 0 < number <= slots for number in (sums.stride, sums.count)):
+        raise ValueError("sums out of range")
+    return sums

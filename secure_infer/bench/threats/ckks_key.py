@@ -78,7 +78,7 @@ class Request:
         secret = ring.load("SecretKey", frame.unpack(keys.secret, SECRET).parts[0])
         sent = ring.load("Ciphertext", frame.unpack(message, INPUT_MESSAGE).parts[0])
         got = ring.load("Ciphertext", frame.unpack(reply, OUTPUT_MESSAGE).parts[0])
-        placed = next(iter(half.input_layout.place(((units.reshape(-1)) - half.middle) / half.half)))
+        placed = next(iter(half.arranged((units.reshape(1, -1) - half.middle) / half.half)))
         return cls(ring, half, secret, sent, got, np.asarray(placed))
 
     def leak(self, release: str) -> Leak:

@@ -1,0 +1,199 @@
+"""CKKS: what the client sends - raw, gathered, rotated copies, or a batch in the slots - never changes the result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secure_infer.backends.base import Program
+from secure_infer.backends.ckks import batch
+from secure_infer.backends.ckks.client import CkksClient
+from secure_infer.backends.ckks.half import ClientHalf
+from secure_infer.backends.ckks.packing import Sums
+from secure_infer.errors import BundleError, ParametersError, UsageError
+from secure_infer.graph import INPUT, Add, Conv2d, Graph, Linear, Reshape, interpret_real
+from secure_infer.wire import frame
+from tests.backends.ckks_networks import (
+    BACKEND,
+    BENT,
+    NETWORKS,
+    SQUARE,
+    Deployment,
+    chain,
+    conv,
+    deployed,
+    linear,
+    poly,
+)
+from tests.strategies import inputs_for
+
+KERNEL = Conv2d(np.arange(-37, 38).reshape(3, 1, 5, 5) % 7 - 7, np.arange(3), (1.0,), (2, 2))
+CONVOLUTION = chain((1, 13, 11), KERNEL, BENT, Reshape((60,)), linear(14, 60), SQUARE, linear(3, 14))
+PERCEPTRON = chain((50,), linear(20, 50), BENT, linear(20, 20), SQUARE, linear(4, 20))
+SHIFT = poly(0, 1, shift=4)
+
+
+def rotations(program: Program) -> int:
+    return sum(n for name, n in program.counts.items() if name.startswith("rotations"))
+
+
+@st.composite
+def small_cnns(draw: st.DrawFn) -> Graph:
+    """Two convolutions with channels, a residual addition, odd sizes from 7 to 33."""
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    depth, height, width = draw(st.integers(1, 3)), draw(st.integers(7, 33)), draw(st.integers(7, 33))
+
+    def convolution(outputs: int, inputs: int, kernel: int, stride: int, padding: int) -> Conv2d:
+        weight = rng.integers(-3, 4, (outputs, inputs, kernel, kernel))
+        return Conv2d(weight, rng.integers(-3, 4, outputs), (1.0,), (stride, stride), (padding, padding))
+
+    stride, kernel, channels = draw(st.integers(2, 3)), draw(st.sampled_from([3, 5])), draw(st.integers(1, 4))
+    first = chain((depth, height, width), convolution(channels, depth, kernel, stride, kernel // 2))
+    shape = first.output_type.shape
+    size, rows = int(np.prod(shape)), rng.integers(-2, 3, (5, int(np.prod(shape))))
+    body = [SHIFT, BENT, SHIFT, convolution(channels, channels, 3, 1, 1), SHIFT, SQUARE, SHIFT]
+    residual = [(Add((1, 1)), "n7", "n7" if draw(st.booleans()) else "n3")]
+    layers = [first.nodes[0].op, *body, *residual, Reshape((size,)), Linear(rows, rng.integers(-9, 9, 5))]
+    return chain((depth, height, width), *layers)
+
+
+class TestPlans:
+    @pytest.mark.parametrize("graph", [CONVOLUTION, PERCEPTRON], ids=["convolution", "perceptron"])
+    @pytest.mark.parametrize("input_plan", ["auto", "raw", "im2col", "copies", "batch"])
+    def test_error_stays_within_the_bound(self, graph: Graph, input_plan: str) -> None:
+        if graph is PERCEPTRON and input_plan == "im2col":
+            with pytest.raises(ParametersError, match="allows no input plan 'im2col'"):
+                Deployment(graph, input_plan=input_plan)
+            return
+        deployment = Deployment(graph, input_plan=input_plan)
+        assert deployment.error(3) <= deployment.bound
+        assert input_plan in ("auto", deployment.program.parameters["input_plan"])
+
+    def test_a_client_that_does_more_spares_rotations(self) -> None:
+        x = inputs_for(CONVOLUTION, 40)
+        programs = [BACKEND.compile(CONVOLUTION, x, {"input_plan": name}) for name in ("raw", "im2col", "copies")]
+        raw, im2col, copies = (rotations(program) for program in programs)
+        assert raw > im2col >= copies
+        one, some, most = (program.parameters["input_ciphertexts"] for program in programs)
+        assert one == 1 < some < most == 25
+
+    def test_a_second_reader_of_the_input_leaves_only_the_raw_plan(self) -> None:
+        graph = NETWORKS["residual"]
+        assert deployed("residual").program.parameters["input_plan"] == "raw"
+        reads_twice = chain((6,), linear(6, 6), BENT, linear(6, 6), (Add(), "n2", INPUT))
+        with pytest.raises(ParametersError, match="allows no input plan 'copies'"):
+            BACKEND.compile(reads_twice, inputs_for(reads_twice, 9), {"input_plan": "copies"})
+        with pytest.raises(UsageError, match="Expected one of auto, raw"):
+            BACKEND.compile(graph, inputs_for(graph, 9), {"input_plan": "fast"})
+
+    @settings(deadline=None, max_examples=4)
+    @given(small_cnns(), st.sampled_from(["raw", "im2col", "copies"]))
+    def test_convolutions_of_odd_sizes(self, graph: Graph, input_plan: str) -> None:
+        deployment = Deployment(graph, input_plan=input_plan)
+        assert deployment.error(1) <= deployment.bound
+
+    @settings(deadline=None, max_examples=8)
+    @given(small_cnns(), st.sampled_from(["auto", "raw", "im2col", "copies"]))
+    def test_simulated_convolutions_of_odd_sizes(self, graph: Graph, input_plan: str) -> None:
+        program = BACKEND.compile(graph, inputs_for(graph, 40), {"input_plan": input_plan})
+        x = inputs_for(graph, 4, seed=1)
+        error = np.abs(BACKEND.simulate(graph, program, x, 0) - interpret_real(graph, x))
+        assert (error * graph.output_type.scale_array()).max() <= (program.guarantee.error_bound or 0)
+
+    @pytest.mark.parametrize("count", range(1, 40))
+    def test_sums(self, count: int) -> None:
+        x = np.arange(64) ** 2
+        total = x
+        for steps, doubles in Sums(3, count).chain():
+            total = total + np.roll(total if doubles else x, -steps)
+        assert np.array_equal(total, sum(np.roll(x, -3 * k) for k in range(count)))
+
+
+class TestBatch:
+    def test_needs_no_rotations_and_keeps_the_order(self) -> None:
+        deployment = Deployment(PERCEPTRON, input_plan="batch")
+        assert not rotations(deployment.program)
+        assert deployment.error(6) <= deployment.bound
+        assert deployment.predict(deployment.x[:0]).shape == (0, 4)
+
+    def test_more_samples_than_a_ciphertext_holds(self) -> None:
+        deployment = Deployment(NETWORKS["one number"], input_plan="batch")
+        most = deployment.program.parameters["samples_per_ciphertext"]
+        x = np.resize(inputs_for(deployment.graph, 50), (most + 5, 1))
+        (message,) = deployment.client.encrypt(x, deployment.keys)
+        assert len(frame.unpack(message, "ckks-input").parts) == 2
+        error = np.abs(deployment.predict(x) - interpret_real(deployment.graph, x))
+        assert (error * deployment.graph.output_type.scale_array()).max() <= deployment.bound
+
+    def test_polynomials_of_higher_degree(self) -> None:
+        deployment = Deployment(NETWORKS["degree 3"], input_plan="batch")
+        assert deployment.error(4) <= deployment.bound
+
+    def test_simulation_has_the_noise_of_encryption(self) -> None:
+        deployment = Deployment(PERCEPTRON, input_plan="batch", rounding_bits=0)
+        x = inputs_for(deployment.graph, 400, seed=2)
+        expected = interpret_real(deployment.graph, x)
+        executed = (deployment.predict(x) - expected).std()
+        simulated = (BACKEND.simulate(deployment.graph, deployment.program, x, 0) - expected).std()
+        assert 1 / 3 < executed / simulated < 3
+
+    def test_a_wrong_count_is_refused(self) -> None:
+        deployment = Deployment(NETWORKS["one number"], input_plan="batch")
+        (message,) = deployment.client.encrypt(deployment.x[:2], deployment.keys)
+        opened = frame.unpack(message, "ckks-input")
+        for count in (10**6, -1, True, "2"):
+            forged = frame.pack("ckks-input", opened.parts, {**opened.meta, "count": count})
+            with pytest.raises(BundleError, match="malformed"):
+                deployment.server.run(forged, deployment.keys.evaluation)
+
+    def test_quiet_slots_leave_out_those_near_one(self) -> None:
+        quiet = batch.quiet_slots(64)
+        assert 0 not in quiet and len(quiet) >= 29
+        values = np.arange(2 * len(quiet) + 1.0)[:, None]
+        slots = np.stack(list(batch.chunks(values, 64)))
+        assert slots.shape == (3, 1, 32)
+        assert np.array_equal(batch.unchunked(slots, len(values), 64), values)
+
+    def test_too_wide_a_layer(self) -> None:
+        wide = chain((1, 1, 8), conv(4200, 1, 1), SQUARE, conv(1, 4200, 1))
+        with pytest.raises(ParametersError, match="too wide for batches"):
+            BACKEND.compile(wide, inputs_for(wide, 4), {"input_plan": "batch"})
+
+
+class TestColumns:
+    def test_columns_survive(self) -> None:
+        program = BACKEND.compile(CONVOLUTION, inputs_for(CONVOLUTION, 9), {"input_plan": "im2col"})
+        half = ClientHalf.from_bytes(program.client)
+        assert half.columns.shape == (half.input.period, half.input.blocks)
+        assert set(half.columns.reshape(-1)) - {-1} == set(range(143))
+
+    @pytest.mark.parametrize("value", [143, -2, 1 << 30])
+    def test_columns_that_name_no_input_are_refused(self, value: int) -> None:
+        program = BACKEND.compile(CONVOLUTION, inputs_for(CONVOLUTION, 9), {"input_plan": "raw"})
+        half = ClientHalf.from_bytes(program.client)
+        with pytest.raises(BundleError, match="columns out of range"):
+            ClientHalf.from_bytes(replace(half, columns=np.full_like(half.columns, value)).to_bytes())
+
+    def test_columns_of_another_size_are_refused(self) -> None:
+        program = BACKEND.compile(CONVOLUTION, inputs_for(CONVOLUTION, 9), {"input_plan": "raw"})
+        half = ClientHalf.from_bytes(program.client)
+        for columns in (half.columns[:-1], np.repeat(half.columns, 1000, axis=1)):
+            with pytest.raises(BundleError, match="columns of another size"):
+                ClientHalf.from_bytes(replace(half, columns=columns).to_bytes())
+
+    def test_a_ciphertext_of_other_parameters_is_refused(self) -> None:
+        deployment = deployed("residual")
+        half = ClientHalf.from_bytes(deployment.program.client)
+        other = ClientHalf.from_bytes(deployed("one linear layer").program.client)
+        assert half.parameters != other.parameters
+        client = CkksClient(replace(half, parameters=other.parameters, input=replace(half.input, level=0)))
+        keys = client.keygen()
+        (message,) = client.encrypt(deployment.x[:1], keys)
+        named = frame.unpack(deployment.keys.evaluation, "ckks-evaluation").meta
+        forged = frame.pack("ckks-input", frame.unpack(message, "ckks-input").parts, {**named, "count": 1})
+        with pytest.raises(BundleError, match=r"not a Ciphertext of these parameters|wrong level"):
+            deployment.server.run(forged, deployment.keys.evaluation)
