@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -255,6 +255,9 @@ class Agreement:
         p_value: Chance of a distance as great if both have the same errors, by swapping the two sides image by image;
             so that ties, and logits of one image that depend on one another, do no harm.
         largest: Greatest difference of a logit.
+        executed_again, simulated_again: Images that ciphertexts put into the same class twice, and the simulation too:
+            measured where `same` is less than `n`. A protocol whose results vary can agree with nothing better than
+            with itself.
     """
 
     n: int
@@ -263,6 +266,8 @@ class Agreement:
     ks: float
     p_value: float
     largest: float
+    executed_again: int | None = None
+    simulated_again: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
@@ -270,7 +275,7 @@ class Agreement:
 
 
 def agreement(simulated: Target, executed: Target, images: Tensor, clear: Target, seed: int = 0) -> Agreement:
-    """Send images through a simulation and through real ciphertexts.
+    """Send images through a simulation and through real ciphertexts; through both again if they differ.
 
     Args:
         simulated: The protocol's errors drawn, nothing encrypted.
@@ -289,7 +294,14 @@ def agreement(simulated: Target, executed: Target, images: Tensor, clear: Target
     same = int((found[0].labels == found[1].labels).sum())
     distance, p_value = _ks(drawn - true, real - true, seed)
     largest = float(np.abs(drawn - real).max())
-    return Agreement(len(images), same, wilson(same, len(images)), distance, p_value, largest)
+    agreed = Agreement(len(images), same, wilson(same, len(images)), distance, p_value, largest)
+    if same == len(images):
+        return agreed
+    simulated_again, executed_again = (
+        int((target.query(images).labels == reply.labels).sum())
+        for target, reply in zip((simulated, executed), found[:2], strict=True)
+    )
+    return replace(agreed, executed_again=executed_again, simulated_again=simulated_again)
 
 
 def _logits(reply: Answer) -> npt.NDArray[np.float64]:
@@ -297,7 +309,7 @@ def _logits(reply: Answer) -> npt.NDArray[np.float64]:
         raise InvalidInput(
             "Residuals need logits.", [Problem("target", "It shows labels only.", "compare targets of LOGITS access.")]
         )
-    return np.asarray(reply.scores.double().numpy())
+    return np.asarray(reply.scores.double().cpu().numpy())
 
 
 def _ks(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:

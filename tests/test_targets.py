@@ -128,6 +128,9 @@ def test_errors_of_another_distribution_are_noticed(shift: float, noise: float, 
     x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
     found = agreement(noisy(0, 0.1, 1), noisy(shift, noise, 2), x, noisy(0, 0, 3))
     assert (found.p_value > 0.05) == agrees
+    # The labels differ as well, so both are asked again: what is noisier agrees with itself less often.
+    assert found.same < 60 and found.simulated_again is not None and found.executed_again is not None
+    assert noise == 0.1 or found.executed_again < found.simulated_again
 
 
 def test_the_distance_is_that_of_kolmogorov_and_smirnov() -> None:
@@ -142,6 +145,7 @@ def test_equal_answers_agree_wholly_and_labels_alone_do_not_do() -> None:
     exact = noisy(0, 0, 0)
     found = agreement(exact, exact, x, exact)
     assert (found.same, found.n, found.ks, found.p_value, found.largest) == (9, 9, 0, 1, 0)
+    assert found.executed_again is None
     assert found.as_dict()["interval"][0] > 0.6
     labels = FunctionTarget(lambda x: x.argmax(1), (5,), 5, access=Access.LABEL)
     with pytest.raises(InvalidInput, match="labels only"):

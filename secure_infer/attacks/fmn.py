@@ -51,7 +51,8 @@ class FMN(MinimalAttack):
             distance = closest.offer(x, success)
             radius = self._resized(radius, closest.distance, distance, success, margin, gradient, step)
             length = annealed(step, self.steps, first, 0.0)
-            x = within(x + length * direction(gradient, otherwise), images, self.norm, radius, target.bounds)
+            ahead = torch.add(x, direction(gradient, otherwise), alpha=length)
+            x = within(ahead, images, self.norm, radius, target.bounds)
         closest.offer(x, goal.reached(scores_of(target, x)))
         return closest.found
 

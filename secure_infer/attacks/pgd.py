@@ -91,7 +91,7 @@ class PGD(RestartedAttack):
                 walk, gradient = select(walk, keep), gradient[keep]
                 if not len(walk.rows):
                     return
-            ahead = walk.x + self.length * steepest(gradient, self.norm)
+            ahead = torch.add(walk.x, steepest(gradient, self.norm), alpha=self.length)
             walk.x = within(ahead, walk.images, self.norm, self.radius, target.bounds)
         outcome.settle(walk.rows, walk.x, walk.goal.reached(scores_of(target, walk.x)))
 

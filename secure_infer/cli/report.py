@@ -31,10 +31,12 @@ def report(
     n: Annotated[int, typer.Option("--n", min=1, help="Images of attacks that ask once.")] = 100,
     n_queries: Annotated[int, typer.Option(min=1, help="Images of attacks that ask often.")] = 10,
     queries: Annotated[int, typer.Option(help="Queries of these for each image.")] = 200,
-    executed: Annotated[int, typer.Option(min=1, help="Images through real ciphertexts, beside the simulation.")] = 10,
+    executed: Annotated[int, typer.Option(min=0, help="Images through real ciphertexts, beside the simulation.")] = 10,
+    timed: Annotated[int, typer.Option(help="Requests by whose times inputs are told apart; 0: none.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
     records: Annotated[
-        list[Path] | None, typer.Option(help="Put these records together instead of measuring; repeatable.")
+        list[Path] | None,
+        typer.Option(help="Put these records together, a later cell for an earlier, instead of measuring; repeatable."),
     ] = None,
     json: console.Json = False,
 ) -> None:
@@ -50,7 +52,8 @@ def report(
     if records:
         documents = matrix.merged([matrix.read(path) for path in records])
     else:
-        settings = {"n": n, "n_queries": n_queries, "queries": queries, "executed": executed, "seed": seed}
+        settings = {"n": n, "n_queries": n_queries, "queries": queries, "executed": executed, "timed": timed}
+        settings["seed"] = seed
         documents = _measured(models or ["digits"], (protocol, form, threat), settings, json)
     written = page.write(documents, known, out)
     if json:

@@ -12,6 +12,7 @@ DEFENSES: dict[str, str] = {
     "adversarial-training": "training:AdversarialTraining",
     "input-transformation": "transform:InputTransformation",
     "magnet": "magnet:MagNet",
+    "prada": "prada:Prada",
     "query-budget": "budget:QueryBudget",
     "randomized-smoothing": "smoothing:RandomizedSmoothing",
 }

@@ -1,7 +1,6 @@
 """Query budgets: the one server-side defense that needs to read nothing but who asks, and how often.
 
-Detectors that read the queries - PRADA's distances between them (Juuti et al. 2019), stateful detection of
-near-duplicates - are blind once the queries are ciphertexts, and are therefore not built here.
+Detectors that read the queries, such as PRADA in the file beside this one, are blind once these are ciphertexts.
 """
 
 from __future__ import annotations

@@ -10,11 +10,15 @@ from typing import Any
 
 from secure_infer import files
 from secure_infer.bench.records import Record
+from secure_infer.bench.statistics import wilson
 from secure_infer.errors import Problem, UsageError
-from secure_infer.report.markdown import seconds, share, size, table
+from secure_infer.report.markdown import NOTHING, seconds, share, size, table
 from secure_infer.report.select import headline
 
 SCHEMA = 1
+HEADS = "same label, simulated and executed", "same label, executed twice"
+_OWN = ("executed", "timed")
+"""Settings that each column says for itself."""
 _FORMS = ("float", "quantized", "binarized", "polynomial")
 NAMES = {"clear": "plaintext API", "tfhe": "TFHE", "ckks": "CKKS", "mpc": "MPC"}
 
@@ -64,33 +68,41 @@ def read(path: Path) -> Record:
 
 
 def merged(documents: Sequence[Record]) -> list[Record]:
-    """One record a data set: columns that were measured apart, put together.
+    """One record a data set: rows and columns that were measured apart, put together; what comes later replaces.
 
     Raises:
-        UsageError: Parts of one data set with other settings or rows, or the same column twice.
+        UsageError: Parts of one data set with other settings, but for how much was executed and timed.
     """
     found: dict[str, Record] = {}
     for part in documents:
-        whole = found.get(part["dataset"])
-        if whole is None:
-            found[part["dataset"]] = {**part, "columns": list(part["columns"]), "cells": list(part["cells"])}
-            continue
-        problems = [
-            Problem(name, f"Differs between the parts of {part['dataset']}.", "measure all parts alike.")
-            for name in ("settings", "rows")
-            if whole[name] != part[name]
-        ]
-        if set(columns(whole)) & set(columns(part)):
-            problems.append(Problem("columns", "Some are in two parts.", "name different records."))
-        if problems:
-            raise UsageError("These records do not fit together.", problems)
-        whole["at"] = max(whole["at"], part["at"])
-        whole["columns"] += part["columns"]
-        whole["cells"] += part["cells"]
-    order = list(NAMES)
-    for whole in found.values():
-        whole["columns"].sort(key=lambda column: (order.index(column["protocol"]), _FORMS.index(column["form"])))
+        whole = found.setdefault(part["dataset"], part)
+        if whole is not part:
+            found[part["dataset"]] = _joined(whole, part)
     return list(found.values())
+
+
+def _joined(old: Record, new: Record) -> Record:
+    """Two parts as one: a column that was not executed again keeps its agreement and the cost of a query."""
+    problems = [
+        Problem(f"settings: {name}", f"{value} and {new['settings'].get(name)}.", "measure all parts alike.")
+        for name, value in old["settings"].items()
+        if name not in _OWN and new["settings"].get(name) != value
+    ]
+    if problems:
+        raise UsageError(f"These records of {old['dataset']} do not fit together.", problems)
+    known = {(column["protocol"], column["form"]): column for column in old["columns"]}
+    for column in new["columns"]:
+        place = column["protocol"], column["form"]
+        known[place] = {**known.get(place, {}), **{name: value for name, value in column.items() if value is not None}}
+    places = sorted(known, key=lambda place: (list(NAMES).index(place[0]), _FORMS.index(place[1])))
+    return {
+        **old,
+        "at": max(old["at"], new["at"]),
+        "settings": {name: max(value, new["settings"].get(name, value)) for name, value in old["settings"].items()},
+        "rows": {**old["rows"], **new["rows"]},
+        "columns": [known[place] for place in places],
+        "cells": list((cells(old) | cells(new)).values()),
+    }
 
 
 def _unreadable(path: Path, what: str) -> UsageError:
@@ -223,6 +235,7 @@ def agreements(document: Record) -> str:
             NAMES[column["protocol"]],
             f"`{column['model']}`",
             f"{agreed['same']} of {agreed['n']}: {share(agreed['same'] / agreed['n'], agreed['interval'])}",
+            again(agreed),
             f"{agreed['ks']:.3f}",
             f"{agreed['p_value']:.2f}",
             f"{agreed['largest']:.2g}",
@@ -230,8 +243,14 @@ def agreements(document: Record) -> str:
         for column in document["columns"]
         if (agreed := column.get("agreement"))
     ]
-    header = ("protocol", "model", "same label, simulated and executed", "KS distance", "p", "largest difference")
+    header = ("protocol", "model", *HEADS, "KS distance", "p", "largest difference")
     return table(header, rows, left=2) if rows else ""
+
+
+def again(agreed: Record) -> str:
+    """How often two runs on ciphertexts agree with each other, where simulated and executed labels differ."""
+    same, n = agreed.get("executed_again"), agreed["n"]
+    return NOTHING if same is None else f"{same} of {n}: {share(same / n, wilson(same, n))}"
 
 
 def why_not(document: Record) -> dict[str, list[str]]:

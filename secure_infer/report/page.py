@@ -110,12 +110,13 @@ def _agreements(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:
             f"{NAMES[column['protocol']]} {column['form']}",
             column["model"],
             f"{agreed['same']} of {agreed['n']}: {share(agreed['same'] / agreed['n'], agreed['interval'])}",
+            matrix.again(agreed),
             f"{agreed['ks']:.3f} (p {agreed['p_value']:.2f})",
             f"{agreed['largest']:.2g}",
             f"{seconds(price.seconds)}, {size(price.bytes)} ({price.source})",
         )
         rows.append("<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in values) + "</tr>")
-    header = "column", "model", "same label", "KS distance of logit errors", "largest difference", "one query"
+    header = "column", "model", *matrix.HEADS, "KS distance of logit errors", "largest difference", "one query"
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in header)}</tr>{''.join(rows)}</table>"
 
 

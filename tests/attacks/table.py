@@ -41,7 +41,9 @@ ROWS: dict[str, Row] = {
     "pgd": Row((*_BALLS, {"radius": 0.4, "restarts": 3, "loss": "dlr"}, {"radius": 0.4, "early_stop": False})),
     "apgd": Row((*_BALLS, {"radius": 0.4, "restarts": 2, "loss": "dlr", "steps": 20})),
     "apgd-t": Row(({"radius": 0.4, "steps": 20},)),
-    "autoattack": Row(({"radius": 0.4, "steps": 20, "queries": 50}, {"radius": 2.0, "norm": "l2", "steps": 20})),
+    "autoattack": Row(
+        ({"radius": 0.4, "steps": 20, "queries": 50}, {"radius": 2.0, "norm": "l2", "steps": 20, "queries": 50})
+    ),
     "fab": Row(({"steps": 20}, {"steps": 20, "norm": "l2"})),
     "deepfool": Row(({}, {"norm": "linf"})),
     "superdeepfool": Row(({}, {"norm": "linf"}, {"classes": 1})),

@@ -23,15 +23,19 @@ ROWS = {
         {"kind": "blur", "strength": 1},
     ],
     "magnet": [{"epochs": 60, "channels": 4, "noise": 0.05}],
+    "prada": [{"block": False}],
     "query-budget": [{"capacity": 3000}],
     "randomized-smoothing": [{"deviation": 0.1, "samples": 16, "epochs": 1}, {"epochs": 0, "samples": 8}],
 }
+ASKED = ("prada", "query-budget")
+"""Defenses that guard only what has to be asked."""
 CASES = [(name, settings) for name, rows in ROWS.items() for settings in rows]
 every_variant = pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
 BAD = {
     "adversarial-training": {"method": "magic", "radius": -1.0, "norm": "l0", "epochs": 0},
     "input-transformation": {"kind": "median", "strength": 4},
     "magnet": {"false_positives": 0.0},
+    "prada": {"threshold": 1.5, "least": 3},
     "query-budget": {"capacity": 0},
     "randomized-smoothing": {"deviation": 0.0},
 }
@@ -39,7 +43,7 @@ BAD = {
 
 def defended(name: str, settings: dict, access: Access | None = None, seed: int = 0) -> Target:
     case = problem()
-    shown = access if access is not None else (Access.LABEL if name == "query-budget" else Access.WHITE_BOX)
+    shown = access if access is not None else (Access.LABEL if name in ASKED else Access.WHITE_BOX)
     return defense(name)(**settings)(case.net, case.data, access=shown, seed=seed)
 
 
@@ -61,6 +65,7 @@ def test_declarations_are_complete_and_settings_are_frozen(name):
 def test_encryption_blinds_whoever_must_read_inputs_at_the_server():
     left = {name: {place.value for place in defense(name).places_left()} for name in DEFENSES}
     assert left["magnet"] == left["input-transformation"] == {"client_side"}
+    assert not left["prada"]
     assert left["query-budget"] == {"server_side_count"} and left["adversarial-training"] == {"training"}
 
 
@@ -136,7 +141,7 @@ def test_other_bounds_hold():
     data = Data(case.data.images * 4 - 1, case.data.labels, Bounds(-1, 3))
     net = nn.Sequential(_Rescale(), case.net)
     for name, settings in CASES:
-        shown = Access.LABEL if name == "query-budget" else Access.WHITE_BOX
+        shown = Access.LABEL if name in ASKED else Access.WHITE_BOX
         target = defense(name)(**settings)(net, data, access=shown)
         assert target.bounds == Bounds(-1, 3)
         if name != "randomized-smoothing":  # its noise is relative to the bounds

@@ -81,7 +81,7 @@ def _column(column: Deployment, settings: Settings, progress: Progress) -> Recor
     if column.why_not:
         return {**found, "not_applicable": column.why_not}
     found |= {"model": column.weights.name, "guarantee": None, "agreement": None, "query": None}
-    if not column.encrypted:
+    if not column.encrypted or not settings.executed:
         return found
     progress(f"{column.dataset}: {settings.executed} images through {column.protocol} {column.form}")
     images = _mixed(column, settings)

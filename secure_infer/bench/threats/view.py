@@ -41,7 +41,8 @@ def input_view(deployment: Deployment, settings: Settings) -> Cell:
         place = min(map(len, parties[0])) // 2
         leaking = [leak_bit(message, bool(bit), place) for message, bit in zip(parties[0], inputs, strict=True)]
         control = distinguish_messages(leaking, inputs, seed=settings.seed).as_dict()
-        details: dict[str, Any] = {"control_one_bit_leaked": control, "times": _times(deployment, pair, settings)}
+        times = _times(deployment, pair, settings) if settings.timed else None
+        details: dict[str, Any] = {"control_one_bit_leaked": control, "times": times}
     else:
         messages = [pair[bit].astype(np.float32).tobytes() for bit in inputs]
         verdicts, details = [distinguish_messages(messages, inputs, seed=settings.seed)], {}
