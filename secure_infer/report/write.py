@@ -50,7 +50,8 @@ def write_report(results: Path, readme: Path | None = None) -> list[Path]:
         )
     folder = results.parent
     written = write_plots(records, folder / "plots")
-    page = results_page(records, [path.stem for path in written]) + f"\n## attacks\n\n{contests(results)}\n"
+    page = results_page(records, [path.stem for path in written])
+    page += f"\n## attacks\n\n{contests(results)}\n{_threats(records, results)}"
     written.append(files.write(folder / "RESULTS.md", page.encode()))
     readme = readme or _own_readme(results)
     if readme is not None:
@@ -104,6 +105,17 @@ def _threats_region(records: list[Record], results: Path) -> str:
         return "No run is on record."
     document = matrix.read(path)
     return matrix.summary(document, matrix.prices(records, document))
+
+
+def _threats(records: list[Record], results: Path) -> str:
+    """The whole matrix of every data set on record."""
+    parts = []
+    for path in sorted((results / "threats").glob("*.json")):
+        document = matrix.read(path)
+        facts = "\n".join(f"- {line}" for line in [*matrix.controls(document), *matrix.circumstances(document)])
+        cells = matrix.as_markdown(document, matrix.prices(records, document))
+        parts.append(f"\n## Threats: {document['dataset']}\n\n{facts}\n\n{cells}\n\n{matrix.agreements(document)}\n")
+    return "".join(parts)
 
 
 def _own_readme(results: Path) -> Path | None:
