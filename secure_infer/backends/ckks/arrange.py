@@ -34,7 +34,7 @@ BATCH = "batch"
 INPUT_PLANS = ("auto", "raw", "im2col", "copies", BATCH)
 _BEAM = 32
 _KEPT_FIRST = 400
-_MOST_SENT = 64
+_MOST_SENT = 128
 _PARTS = (1, 2, 4, 8, 16)
 _SENT = (2, 4, 8, 16, 32, 64)
 
@@ -111,8 +111,9 @@ def arrange(
         raise _impossible(input_plan)
     first = states[0].ways[0]
     gathers = first.windows is not None
-    name = ("im2col" if first.parts > 1 else "copies") if gathers else "copies" if first.sent > 1 else "raw"
-    return name, *_built(units, inputs, states[0], slots)
+    if input_plan == "auto":
+        input_plan = "im2col" if gathers and first.parts > 1 else "copies" if gathers or first.sent > 1 else "raw"
+    return input_plan, *_built(units, inputs, states[0], slots)
 
 
 class _Search:
@@ -162,11 +163,16 @@ class _Search:
                         yield Way(cost, sharing.result, source, sharing, sent=sent)
         elif self._plan != "raw":
             windows = Windows.of(matrix, unit.group)
-            wanted = {"im2col": _PARTS[1:], "copies": _PARTS[:1]}.get(self._plan, _PARTS)
-            for parts in (parts for parts in wanted if -(-windows.most // parts) <= _MOST_SENT):
-                for layout in windows.layouts(parts, self._slots):
-                    cost = windows.cost(parts, costs, layout.blocks)
-                    yield Way(cost, layout, windows=windows, parts=parts)
+            split = [] if self._plan == "copies" else list(self._gathered(windows, costs, _PARTS[1:]))
+            yield from split
+            if self._plan != "im2col" or not split:
+                yield from self._gathered(windows, costs, _PARTS[:1])
+
+    def _gathered(self, windows: Windows, costs: Costs, wanted: Sequence[int]) -> Iterator[Way]:
+        """Ways of a first unit for which the client gathers what its rows read, each in some number of parts."""
+        for parts in (parts for parts in wanted if -(-windows.most // parts) <= _MOST_SENT):
+            for layout in windows.layouts(parts, self._slots):
+                yield Way(windows.cost(parts, costs, layout.blocks), layout, windows=windows, parts=parts)
 
     def _hybrid(self, unit: Unit, state: _State) -> Way:
         """The hybrid method, for sources whose copies beyond the first are of no use if they are not plain."""

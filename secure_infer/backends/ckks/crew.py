@@ -15,7 +15,7 @@ from typing import Any, Generic
 from secure_infer.backends.ckks.engine import C
 from secure_infer.errors import Problem, ProtocolError
 
-_LEAST_PRODUCTS = 200
+_LEAST_PRODUCTS = 100
 _LENGTH = 8
 
 

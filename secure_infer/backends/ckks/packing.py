@@ -23,7 +23,7 @@ _SPARSE = 0.25
 _MOST_PER_ROW = 2048
 MOST_DIAGONALS = 400
 """A sparse matrix with more is treated like a dense one."""
-_WIDEST_SEARCH = 256
+_WIDEST_SEARCH = 96
 
 
 @dataclass(frozen=True, eq=False)

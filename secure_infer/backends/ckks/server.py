@@ -70,7 +70,7 @@ class CkksServer:
                 "The CKKS program can't be encoded.",
                 [Problem(KIND, f"{type(error).__name__}: {error}.", "compile the model again.")],
             ) from error
-        self.processes = len(os.sched_getaffinity(0))
+        self.processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         log.debug("encoded the weights in %.3f s", time.perf_counter() - start)
         self._keys: OrderedDict[bytes, EvaluationKeys] = OrderedDict()
         self._latest: tuple[bytes, bytes] = (b"", b"")
