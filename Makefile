@@ -23,7 +23,7 @@ demo: $(READY)
 	$(BIN)/secure-infer demo --json demo.json
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-full: $(READY)
 	$(BIN)/python -m pytest
