@@ -39,6 +39,8 @@ def party(
     http: Annotated[str, typer.Option(envvar="SECURE_INFER_HTTP", help="host:port for clients.")] = "",
     store: Annotated[Path | None, typer.Option(envvar="SECURE_INFER_STORE", help="As of `serve`.")] = None,
     name: Annotated[str, typer.Option(envvar="SECURE_INFER_MODEL", help="The model's name for clients.")] = "model",
+    ahead: Annotated[int | None, typer.Option(min=1, help="Inferences to keep correlations in stock for.")] = None,
+    without_dealer: Annotated[bool, typer.Option("--without-dealer", help="Live on what is in stock.")] = False,
     open: Annotated[bool, typer.Option("--open", help="Let requests without a token in; loopback only.")] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help="Permit plain HTTP to other machines.")] = False,
     json: console.Json = False,
@@ -53,7 +55,7 @@ def party(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     known_places = _configured(config)
     given = {"a": listen if role == "a" else party_a, "dealer": listen if role == "dealer" else dealer}
-    seat = _seat(role, folder, given, known_places)
+    seat = _seat(role, folder, given, known_places, ahead, without_dealer)
     if role == "dealer":
         _deal(seat, folder, known_places, json)
     else:
@@ -87,7 +89,14 @@ def _configured(config: Path | None) -> Mapping[str, str]:
         raise UsageError("The protocol's file can't be read.", [problem]) from error
 
 
-def _seat(role: str, folder: Path, given: Mapping[str, str], known: Mapping[str, str]) -> Seat:
+def _seat(
+    role: str,
+    folder: Path,
+    given: Mapping[str, str],
+    known: Mapping[str, str],
+    ahead: int | None,
+    without_dealer: bool,
+) -> Seat:
     try:
         from secure_infer.backends.parties.standing import Seat
     except ModuleNotFoundError as error:
@@ -99,7 +108,7 @@ def _seat(role: str, folder: Path, given: Mapping[str, str], known: Mapping[str,
     if role in _LISTENERS and mine[1] == 0:
         problem = Problem("--listen", "The other roles would not find it.", "give host:port, or --config.")
         raise UsageError(f"The {ROLES[role]} has to listen somewhere.", [problem])
-    return Seat(ROLES[role], identity, peers, addresses, mine)
+    return Seat(ROLES[role], identity, peers, addresses, mine, folder.resolve(), ahead, without_dealer)
 
 
 def _address(option: str, text: str) -> tuple[str, int]:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from secure_infer.backends.base import Guarantee, Program, require_supported
@@ -128,12 +129,12 @@ class MpcBackend:
         parts, public = unpack_half(half, party)
         return Half(setup(public.provider, public.timeout), public.model, public.input_shape, parts)
 
-    def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None]) -> NoReturn:
+    def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None], folder: Path | None) -> NoReturn:
         """Be the dealer until party 0 is gone, which is a ProtocolError."""
         require_crypten()
         from secure_infer.backends.mpc.party import deal
 
-        deal(channels, ready)
+        deal(channels, ready, folder)
 
 
 def setup(provider: str, timeout: float) -> Setup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -112,7 +113,7 @@ class CrypTenParty(Party):
         return mine
 
 
-def deal(channels: Mapping[str, Channel], ready: Callable[[], None]) -> NoReturn:
+def deal(channels: Mapping[str, Channel], ready: Callable[[], None], folder: Path | None = None) -> NoReturn:
     """Be the dealer until party 0 is gone, which is a ProtocolError."""
     keys = {name: fresh_key() for name in PARTY_NAMES}
     for name, key in keys.items():

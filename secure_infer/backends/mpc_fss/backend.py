@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from secure_infer.backends.base import Guarantee, Program, require_supported
@@ -129,16 +130,16 @@ class MpcFssBackend:
         parts, plan = unpack_half(half, party)
         return Half(_setup(plan), plan.model, plan.input_shape, parts)
 
-    def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None]) -> NoReturn:
+    def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None], folder: Path | None) -> NoReturn:
         """Be the dealer until a party is gone, which is a ProtocolError."""
         _require_cryptography()
         from secure_infer.backends.mpc_fss.party import deal
 
-        deal(channels, ready)
+        deal(channels, ready, folder)
 
 
 def _setup(plan: Plan) -> Setup:
-    return Setup("secure_infer.backends.mpc_fss.party", plan.timeout)
+    return Setup("secure_infer.backends.mpc_fss.party", plan.timeout, stocked=True)
 
 
 def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Plan]:

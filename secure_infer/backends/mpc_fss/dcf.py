@@ -86,8 +86,8 @@ class Generator:
     def expand(self, blocks: Words) -> Words:
         """A pseudorandom block for every block, shape `(..., 2)`, contiguous."""
         out = np.empty(blocks.size + 2, dtype=np.uint64)  # `update_into` wants room for one block more
-        self._encryptor.update_into(blocks.reshape(-1).view(np.uint8), memoryview(out).cast("B"))
-        result = out[:-2].reshape(blocks.shape)
+        self._encryptor.update_into(memoryview(blocks.reshape(-1).data).cast("B"), memoryview(out.data).cast("B"))
+        result: Words = out[:-2].reshape(blocks.shape)
         result ^= blocks
         return result
 
@@ -210,7 +210,7 @@ def _leaf(generator: Generator, state: Words, form: Form) -> Ring:
     blocks = state.copy()
     blocks[:, 1] ^= _LEAF
     words = generator.expand(blocks).view(form.kind)
-    return words[:, : form.leaves * form.payload].reshape(len(state), form.leaves, form.payload)
+    return np.reshape(words[:, : form.leaves * form.payload], (len(state), form.leaves, form.payload))
 
 
 def _words(blocks: Words, form: Form) -> Ring:

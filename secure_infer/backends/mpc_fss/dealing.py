@@ -187,9 +187,9 @@ class _Lot:
         for step in dealing.layout.plan.steps:
             dealing.correlate(self, step)
 
-    def sum(self, *name: str) -> Ring:
+    def sum(self, step: str, name: str) -> Ring:
         """An array that the parties draw, shape `(items, ...)`."""
-        parts: Sequence[Ring] = [drawn[name] for drawn in self.drawn if name in drawn]  # type: ignore[index]
+        parts: Sequence[Ring] = [drawn[step, name] for drawn in self.drawn if (step, name) in drawn]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def pack(self) -> tuple[bytes, bytes]:
@@ -203,7 +203,7 @@ class _Lot:
                 columns.append(stored(field, self.common[field.name]))
             elif field.source is Source.SPLIT and party == 1:
                 columns.append(stored(field, self._rest(field)))
-        return np.concatenate(columns, axis=1).tobytes()
+        return bytes(np.concatenate(columns, axis=1).data)
 
     def _rest(self, field: Field) -> Ring:
         total = self.total[field.name].reshape(self.count, *field.shape)
@@ -238,4 +238,4 @@ def _split(values: Ring, bits: int) -> tuple[Ring, Ring]:
 
 def _items(values: Ring, count: int) -> Ring:
     """Corrections `(levels, items * n, ...)` by item: `(items, levels, n, ...)`."""
-    return np.moveaxis(values.reshape(len(values), count, -1, *values.shape[2:]), 1, 0)
+    return np.moveaxis(values.reshape(len(values), count, values.shape[1] // count, *values.shape[2:]), 1, 0)

@@ -73,7 +73,7 @@ class Evaluator:
         result = values[self.plan.output]
         zero = [Stream(key.tobytes()).elements(result.shape[1:], result.dtype) for key in material["", "zero"]]
         fresh = result + np.stack(zero) if self._party == 0 else result - np.stack(zero)
-        return fresh.astype(np.int64)
+        return np.asarray(fresh, dtype=np.int64)
 
     def _step(self, step: Step, inputs: Sequence[Ring], material: Material, wire: Wire) -> Ring:
         p, x = step.parameters, inputs[0]
@@ -133,7 +133,7 @@ class Evaluator:
         top = material[step.name, "top"] + share
         below = np.where(flipped, self._own(1, kind) - top, top).reshape(n, levels, -1).sum(axis=1, dtype=kind)
         count = self._own(levels, kind) - below
-        return (base + kind.type(step.parameters["gain"]) * count).reshape(x.shape)
+        return np.reshape(base + kind.type(step.parameters["gain"]) * count, x.shape)
 
     def _maximum(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
         """A tournament: `max(a, b) = a + relu(b - a)`, all pairs of a round at once."""

@@ -208,9 +208,9 @@ def together(values: Ring) -> Ring:
 def by_level(values: Ring) -> Ring:
     """Corrections of several items, `(items, levels, n, ...)`, as of more functions: `(levels, items * n, ...)`."""
     if len(values) == 1:
-        return values[0]
+        return np.asarray(values[0])
     moved = np.moveaxis(values, 0, 1)
-    return moved.reshape(moved.shape[0], -1, *moved.shape[3:])
+    return np.reshape(moved, (moved.shape[0], moved.shape[1] * moved.shape[2], *moved.shape[3:]))
 
 
 Material = Mapping[Name, Ring]

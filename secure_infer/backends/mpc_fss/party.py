@@ -17,13 +17,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from secure_infer import files
 from secure_infer.backends.mpc_fss.dcf import Form, Generator, clear_roots, evaluate, generate
 from secure_infer.backends.mpc_fss.dealing import GREETING_BYTES, Dealing, Greeting, greetings, lot_size
 from secure_infer.backends.mpc_fss.evaluate import Evaluator
 from secure_infer.backends.mpc_fss.plan import Plan
 from secure_infer.backends.mpc_fss.ring import Factor
 from secure_infer.backends.mpc_fss.secrets import masked, masked_bytes, masks, shares
-from secure_infer.backends.mpc_fss.stock import Span, Stock, as_spans, describe
+from secure_infer.backends.mpc_fss.stock import Span, Stock, as_spans, describe, known_greeting
 from secure_infer.backends.mpc_fss.wire import Wire
 from secure_infer.backends.parties import process
 from secure_infer.backends.parties.channel import Channel, lost
@@ -31,12 +32,14 @@ from secure_infer.backends.parties.messages import Share
 from secure_infer.backends.parties.party import Answer, Party, different_models
 from secure_infer.backends.parties.seam import PARTY_NAMES
 from secure_infer.backends.parties.streams import KEY_BYTES, fresh_key
-from secure_infer.errors import Problem, ProtocolError
+from secure_infer.errors import Problem, ProtocolError, UsageError
 from secure_infer.graph.types import Integers, Shape
 from secure_infer.wire.frame import Frame
 
 _PLAN, _DEAL, _PING = b"plan", b"deal", b"ping"
 _PONG = b"pong"
+_STOCKS, _MASTER = "stock", "dealer.key"
+_REFILL = 8  # items that are dealt at once, between runs
 
 
 class FssParty(Party):
@@ -45,19 +48,28 @@ class FssParty(Party):
     Args:
         rank: 0 or 1.
         peer: The channel to the other party.
-        dealer: The channel to the dealer.
+        dealer: The channel to the dealer; None if this party does without it, on its stock.
+        folder: Where its stock is kept; None for memory alone.
+        ahead: Inferences to keep in stock; what the plan says if None.
+
+    Raises:
+        ProtocolError: Neither a dealer nor a stock.
     """
 
     meeting_rounds = meeting_bytes = 0
 
-    def __init__(self, rank: int, peer: Channel, dealer: Channel) -> None:
+    def __init__(
+        self, rank: int, peer: Channel, dealer: Channel | None, folder: Path | None = None, ahead: int | None = None
+    ) -> None:
         super().__init__(rank, peer, dealer)
-        self._dealer = dealer
+        self._dealer, self._folder, self._ahead = dealer, folder, ahead
         self._evaluator: Evaluator | None = None
         self._stock: Stock | None = None
         self._trouble: ProtocolError | None = None
         self._tag, self._items = b"", list[Span]()
-        self._wanted = 0
+        self._wanted = self._due = 0
+        if dealer is None:
+            self._trouble = ProtocolError("It was started without one.")
 
     def load(self, command: Frame) -> Answer:
         """Take in a plan and this party's share of the secrets; agree with the other party, and stock up."""
@@ -68,12 +80,11 @@ class FssParty(Party):
         said = masked(plan, mine, masks(plan, self._rank, greeting.masks))
         theirs = bytes(self._peer.exchange(said, masked_bytes(plan)))
         self._evaluator = Evaluator(plan, self._rank, mine, greeting, theirs)
-        folder = None
-        self._stock = Stock(
-            self._evaluator.prepare, self._evaluator.layout.item_bytes(self._rank), folder, greeting.pack()
-        )
-        self._reconcile(self._stock)
-        self._wanted, self._trouble = plan.ahead, None
+        size = self._evaluator.layout.item_bytes(self._rank)
+        self._stock = Stock(self._evaluator.prepare, size, self._place(command.parts[0]), greeting.pack())
+        self._reconcile(self._stock, greeting.epoch.hex())
+        self._wanted = self._ahead or plan.ahead
+        self._due = self._wanted - self._stock.count
         self.idle()
         return {}, []
 
@@ -82,14 +93,12 @@ class FssParty(Party):
         return _measure(self._peer), []
 
     def idle(self) -> None:
-        """Keep the stock full enough, and the next item prepared."""
-        if self._stock is None or self._trouble is not None:
+        """Have dealt what a run has used, and prepare the next item."""
+        if self._stock is None:
             return
-        if self._stock.count <= self._wanted // 2:
-            try:
-                self._deal(self._wanted - self._stock.count)
-            except ProtocolError as error:
-                self._trouble = error
+        due, self._due = self._due, 0  # both parties get here with the same number, once after each run
+        if due > 0 and self._trouble is None:
+            self._try_to_deal(due)
         self._stock.ready()
 
     def _model(self) -> tuple[str, Shape]:
@@ -108,42 +117,66 @@ class FssParty(Party):
     def _evaluate(self, share: Integers) -> Integers:
         assert self._stock is not None and self._evaluator is not None
         self._items, material = self._stock.take(len(share))
+        self._due = min(self._wanted - self._stock.count, max(_REFILL, len(share)))
+        self._due = self._due if self._due >= min(_REFILL, self._wanted) else 0
         return self._evaluator.run(share, material, Wire(self._peer, self._tag))
 
     def _more(self) -> Mapping[str, float]:
         return {"first_item": self._items[0][0], "items": sum(count for _, count in self._items)}
 
     def _look_after(self) -> None:
-        """Party 0: make sure that the dealer is there."""
-        self._dealer.send(_PING)
-        self._dealer.receive(len(_PONG))
+        """Party 0: make sure that the dealer is there, unless there is enough in stock without it."""
+        if self._dealer is not None and self._trouble is None:
+            try:
+                self._dealer.send(_PING)
+                self._dealer.receive(len(_PONG))
+            except ProtocolError as error:
+                self._trouble = error
+                if self._stock is None or not self._stock.count:
+                    raise
+
+    def _place(self, plan: bytes) -> Path | None:
+        """Where the stock for a plan is kept."""
+        return self._folder / _STOCKS / hashlib.sha256(plan).hexdigest()[:32] if self._folder else None
 
     def _greet(self, plan: bytes) -> Greeting:
+        if self._dealer is None:
+            place = self._place(plan)
+            known = known_greeting(place) if place else None
+            if known is None or len(known) != GREETING_BYTES:
+                raise _exhausted(1, 0, self._trouble)
+            return Greeting.unpack(known)
         self._dealer.send(_PLAN + plan if self._rank == 0 else hashlib.sha256(plan).digest())
         return Greeting.unpack(bytes(self._dealer.receive(GREETING_BYTES)))
 
-    def _reconcile(self, stock: Stock) -> None:
-        """Agree with the other party on what both have."""
+    def _reconcile(self, stock: Stock, epoch: str) -> None:
+        """Agree with the other party on what both have, dealt under the same masks."""
+        mine = {**describe(stock), "epoch": epoch}
         try:
-            theirs = json.loads(bytes(self._peer.exchange(json.dumps(describe(stock)).encode())))
+            theirs = json.loads(bytes(self._peer.exchange(json.dumps(mine).encode())))
+            if theirs["epoch"] != epoch:
+                raise _different_dealers()
             stock.agree(int(theirs["next"]), as_spans(theirs["spans"]))
         except (ValueError, KeyError, TypeError) as error:
             raise lost(self._peer.peer, "sent something else than what it has in stock") from error
 
     def _stock_up(self, stock: Stock, count: int) -> None:
         """Make sure that there are so many items, dealing more if there is a dealer."""
-        while stock.count < count and self._trouble is None:
-            try:
-                self._deal(count - stock.count)
-            except ProtocolError as error:
-                self._trouble = error
+        if stock.count < count and self._trouble is None:
+            self._try_to_deal(count - stock.count)
         if stock.count < count:
             self.close()
             raise _exhausted(count, stock.count, self._trouble)
 
+    def _try_to_deal(self, count: int) -> None:
+        try:
+            self._deal(count)
+        except ProtocolError as error:
+            self._trouble = error
+
     def _deal(self, count: int) -> None:
         """Have so many items dealt, in lots that fit memory."""
-        assert self._stock is not None and self._evaluator is not None
+        assert self._stock is not None and self._evaluator is not None and self._dealer is not None
         layout, end = self._evaluator.layout, self._stock.end + count
         while self._stock.end < end:
             first = self._stock.end
@@ -159,7 +192,7 @@ def deal(channels: Mapping[str, Channel], ready: Callable[[], None], folder: Pat
     ready()
     for channel in (first, second):
         channel.wait_forever()
-    master, dealing = fresh_key(), None
+    master, dealing = _master(folder), None
     while True:
         verb, rest = _split(first.receive())
         if verb == _PLAN:
@@ -179,8 +212,27 @@ def deal(channels: Mapping[str, Channel], ready: Callable[[], None], folder: Pat
             raise lost(first.peer, "asked for something that is not dealt")
 
 
+def _master(folder: Path | None) -> bytes:
+    """The key that lasting masks are derived from: one that is kept, so that stocks outlive a session."""
+    if folder is None:
+        return fresh_key()
+    path = folder / _MASTER
+    if not path.exists():
+        files.write(path, fresh_key(), mode=files.PRIVATE)
+    key = files.read(path)
+    if len(key) != KEY_BYTES:
+        problem = Problem(str(path), f"Expected {KEY_BYTES} bytes.", "delete it; parties throw their stocks away then.")
+        raise UsageError("The dealer's key is damaged.", [problem])
+    return key
+
+
 def _split(message: bytes | bytearray) -> tuple[bytes, bytes]:
     return bytes(message[: len(_PLAN)]), bytes(message[len(_PLAN) :])
+
+
+def _different_dealers() -> ProtocolError:
+    problem = Problem("stock", "The parties' stocks fit different masks.", "start both with one dealer once more.")
+    return ProtocolError("The parties have their stocks from different dealers.", [problem])
 
 
 def _exhausted(wanted: int, left: int, cause: ProtocolError | None) -> ProtocolError:
@@ -191,8 +243,8 @@ def _exhausted(wanted: int, left: int, cause: ProtocolError | None) -> ProtocolE
             Problem(
                 "stock",
                 f"{wanted} inferences were asked for, and correlations for {left} are left.{why}",
-                "start the dealer (`secure-infer party --role dealer`), which deals more; "
-                "compile with a larger `ahead` to keep more in stock.",
+                "start the dealer (`secure-infer party --role dealer`), and both parties without `--without-dealer`: "
+                "they have more dealt at once; `--ahead N` keeps N in stock.",
             )
         ],
     )
@@ -227,8 +279,8 @@ def main() -> None:
     """Serve one role until standard input ends."""
 
     def sit(rank: int, peer: Channel, dealer: Channel | None, threads: int, settings: Mapping[str, Any]) -> Party:
-        assert dealer is not None
-        return FssParty(rank, peer, dealer)
+        folder = settings.get("folder")
+        return FssParty(rank, peer, dealer, Path(folder) if folder else None, settings.get("ahead"))
 
     process.main(sit, deal)
 

@@ -25,7 +25,8 @@ from secure_infer.errors import BundleError, Problem
 
 Span = tuple[int, int]
 """Number of a lot's first item, and how many items it has."""
-_LEASE = 8  # items that are marked as spent at once; a crash loses those that were not used
+_LEASE = 8  # items that are marked as spent at once, at most; a crash loses those that were not used
+_SHARE = 16  # at most this part of the stock is marked at once
 _NAME = re.compile(r"([0-9]{16})-([0-9]{8})")
 _SPENT, _GREETING = "spent", "greeting"
 
@@ -101,7 +102,7 @@ class Stock:
         if self._lots:
             self._prepared(self._lots[0])
             if self.next + 1 > self._leased:
-                self._lease(self._next + _LEASE)
+                self._lease(self._next + max(1, min(_LEASE, self.count // _SHARE)))
 
     def take(self, count: int) -> tuple[list[Span], Material]:
         """Spend so many items; there must be as many.

@@ -21,6 +21,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from secure_infer.backends.parties.channel import HOST, Address, Channel, Gate, Identity
@@ -35,7 +36,7 @@ COMMAND, ANSWER, FAILURE = "mpc-command", "mpc-answer", "mpc-failure"
 
 Sit = Callable[[int, Channel, Channel | None, int, Mapping[str, Any]], Party]
 """Makes a party from its rank, its channels to the other party and to the dealer, its threads and its settings."""
-Deal = Callable[[Mapping[str, Channel], Callable[[], None]], NoReturn]
+Deal = Callable[[Mapping[str, Channel], Callable[[], None], Path | None], NoReturn]
 """Is the dealer; see `seam.TwoParties.deal`."""
 
 
@@ -116,7 +117,7 @@ def main(sit: Sit, deal: Deal) -> None:
         network = NETWORKS[meta.get("network", LOOPBACK)]
         channels = connect(role, gate, {name: (host, port) for name, (host, port) in given.items()}, network)
         if role == DEALER_NAME:
-            deal(channels, lambda: write_frame(answers, frame.pack(ANSWER, [])))
+            deal(channels, lambda: write_frame(answers, frame.pack(ANSWER, [])), None)
         rank = PARTY_NAMES.index(role)
         peer, dealer = channels[PARTY_NAMES[1 - rank]], channels.get(DEALER_NAME)
         party = sit(rank, peer, dealer, meta["threads"], meta["settings"])

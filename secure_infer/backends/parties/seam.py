@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from secure_infer.graph.types import Shape
@@ -26,12 +27,14 @@ class Setup:
         timeout: Seconds that a party waits for another.
         dealer: Whether a dealer is among the roles.
         settings: What else each process is told when it starts: plain JSON values.
+        stocked: Whether the parties can do without the dealer for as long as what they have in stock lasts.
     """
 
     module: str
     timeout: float
     dealer: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+    stocked: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class TwoParties(Protocol):
         """
         ...
 
-    def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None]) -> NoReturn:
-        """Be the dealer until a party is gone, which is a ProtocolError; `ready` is called once both are greeted."""
+    def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None], folder: Path | None) -> NoReturn:
+        """Be the dealer until a party is gone, which is a ProtocolError; `ready` is called once both are greeted.
+
+        A dealer that has to know something from one session to the next keeps it in `folder`.
+        """
         ...

@@ -18,6 +18,8 @@ from secure_infer.errors import Problem, ProtocolError, SecureInferError
 from secure_infer.wire import frame
 from secure_infer.wire.frame import Frame
 
+_GLANCE_S, _IDLE_SHARE = 0.1, 0.05
+
 
 class Turns:
     """Lets queries through one after another, both parties of each together, however their callers interleave."""
@@ -91,10 +93,17 @@ class Session:
     def dealer_seconds(self) -> float:
         """CPU that the dealer's process has taken so far; zero if there is no dealer or the system does not tell."""
         process = self.processes.get(DEALER_NAME)
-        try:
-            return time.clock_gettime(~process << 3 | 2) if process else 0.0  # as of clock_getcpuclockid(3)
-        except OSError:
-            return 0.0
+        return _burnt(process) if process else 0.0
+
+    def settle(self, seconds: float) -> None:
+        """Wait until no process works, as a dealer does for later runs; for so many seconds at most."""
+        deadline, before = time.monotonic() + seconds, -1.0
+        while time.monotonic() < deadline:
+            burnt = sum(map(_burnt, self.processes.values()))
+            if burnt - before < _IDLE_SHARE * _GLANCE_S:
+                return
+            before = burnt
+            time.sleep(_GLANCE_S)
 
     def load(self, halves: Sequence[Sequence[bytes]]) -> None:
         """Load a model: the parts of each party's half."""
@@ -207,9 +216,21 @@ class PartyRole:
         self._cpu_seconds += self.statistics["cpu_seconds"]
         return answer.parts[0]
 
+    def settle(self, seconds: float = 120.0) -> None:
+        """Wait until no process of the session works ahead, so that a run is timed alone."""
+        self._session.settle(seconds)
+
     def close(self) -> None:
         """End all processes of the session, the other party's too: one is of no use without the other."""
         self._session.close()
+
+
+def _burnt(process: int) -> float:
+    """CPU seconds of a process so far; zero where the system does not tell."""
+    try:
+        return time.clock_gettime(~process << 3 | 2)  # the clock of clock_getcpuclockid(3)
+    except OSError:
+        return 0.0
 
 
 def _end(workers: dict[str, Worker]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from secure_infer.backends.parties.channel import Address, Channel, Gate, Identity
@@ -31,6 +32,9 @@ class Seat:
         peers: Certificates (PEM) of the other roles, which are pinned.
         addresses: Where other roles listen: party 0 and the dealer for party 1, the dealer for party 0.
         listen: Where it listens; party 1 is never called.
+        folder: Where it keeps what has to outlive its process, for protocols that have such.
+        ahead: Inferences for which a party keeps correlations in stock; what the model says if None.
+        without_dealer: Whether a party does without the dealer, on what it has in stock.
 
     Raises:
         UsageError: A certificate or an address is missing.
@@ -41,6 +45,9 @@ class Seat:
     peers: Mapping[str, bytes]
     addresses: Mapping[str, Address] = field(default_factory=dict)
     listen: Address = ("127.0.0.1", 0)
+    folder: Path | None = None
+    ahead: int | None = None
+    without_dealer: bool = False
 
     def __post_init__(self) -> None:
         others = {*PARTY_NAMES, DEALER_NAME} - {self.role}
@@ -50,11 +57,16 @@ class Seat:
         ]
         problems += [
             Problem(name, "Its address is not known here.", "name it in the environment or in protocol.toml.")
-            for name in CALLS[self.role]
+            for name in self.calls
             if name not in self.addresses
         ]
         if problems:
             raise UsageError(f"The {self.role} can't be started.", problems)
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """Whom it calls."""
+        return tuple(name for name in CALLS[self.role] if not (self.without_dealer and name == DEALER_NAME))
 
 
 CALLS: Mapping[str, tuple[str, ...]] = {
@@ -76,9 +88,13 @@ class Link:
 
     Raises:
         ProtocolError: It does not connect.
+        UsageError: It was to do without the dealer, and can't.
     """
 
     def __init__(self, seat: Seat, half: Half, threads: int, started: Callable[[Worker], None]) -> None:
+        if seat.without_dealer and not half.setup.stocked:
+            problem = Problem(seat.role, "This protocol keeps no stock of correlations.", "start it with the dealer.")
+            raise UsageError("This protocol can't do without the dealer.", [problem])
         self._timeout = half.setup.timeout
         self._worker = Worker(seat.role, threads, half.setup.module)
         started(self._worker)
@@ -113,13 +129,13 @@ class Link:
             "role": seat.role,
             "peers": list(seat.peers),
             "timeout": setup.timeout,
-            "settings": dict(setup.settings),
+            "settings": {**setup.settings, "folder": seat.folder and str(seat.folder), "ahead": seat.ahead},
             "threads": threads,
             "listen": seat.listen,
         }
         self._worker.send("start", meta, [seat.identity.key, seat.identity.certificate, *seat.peers.values()])
         self._worker.receive(START_SECONDS)
-        self._worker.send("connect", {"addresses": {name: seat.addresses[name] for name in CALLS[seat.role]}})
+        self._worker.send("connect", {"addresses": {name: seat.addresses[name] for name in seat.calls}})
         self._worker.receive(START_SECONDS + 3 * setup.timeout)
 
 
@@ -146,6 +162,6 @@ def deal_once(seat: Seat, timeout: float, deal: Deal, ready: Callable[[], None])
             channels: dict[str, Channel] = connect(DEALER_NAME, gate, {})
             for channel in channels.values():
                 stack.callback(channel.close)
-            deal(channels, ready)
+            deal(channels, ready, seat.folder)
         except ProtocolError as error:
             return error
