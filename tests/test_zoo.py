@@ -34,12 +34,14 @@ def _graph(name: str) -> Graph:
 
 def test_the_zoo_is_complete() -> None:
     assert MODELS == [
+        "cifar10-cnn-ckks",
         "cifar10-cnn-tfhe",
         "digits-cnn-float",
         "digits-cnn-poly",
         "digits-cnn-qat",
         "digits-mlp-bnn",
         "fashion-cnn-float",
+        "fashion-cnn-poly",
         "fashion-cnn-qat",
         "fashion-mlp-bnn",
         "mnist-cnn-float",

@@ -30,7 +30,14 @@ def network(layers: list[dict[str, Any]], arrays: Mapping[str, Any], shape: list
             nodes.append(helper.make_node("Flatten", [value], [f"flat{index}"]))
             value = f"flat{index}"
         names = [f"w{index}", f"b{index}"]
-        weights += [numpy_helper.from_array(arrays[name].astype(np.float32), name) for name in names]
+        weight = arrays[names[0]]
+        if layer["kind"] == "linear" and index and layers[index - 1]["kind"] == "conv":
+            # HElayers flattens images with channels last, whatever ONNX says.
+            channels = len(arrays[f"b{index - 1}"])
+            rows = weight.reshape(len(weight), channels, *_sides(layers[index - 1], arrays["w0"].shape[2], shape))
+            weight = rows.transpose(0, 2, 3, 1).reshape(len(weight), -1)
+        values = (weight, arrays[names[1]])
+        weights += [numpy_helper.from_array(v.astype(np.float32), n) for n, v in zip(names, values, strict=True)]
         result = "y" if index == len(layers) - 1 else f"affine{index}"
         if layer["kind"] == "conv":
             stride, padding, side = layer["stride"], layer["padding"], arrays[f"w{index}"].shape[2]
@@ -48,6 +55,11 @@ def network(layers: list[dict[str, Any]], arrays: Mapping[str, Any], shape: list
         weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+
+
+def _sides(layer: Mapping[str, Any], kernel: int, shape: list[int]) -> list[int]:
+    """Height and width of a convolution's output."""
+    return [(side + 2 * layer["padding"] - kernel) // layer["stride"] + 1 for side in shape[1:]]
 
 
 class Session:
