@@ -102,6 +102,9 @@ class TestEncrypted:
         assert deployment.error(2) <= deployment.bound
         assert {**deployment.program.parameters, **options} == dict(deployment.program.parameters)
 
+    def test_costs_measured_on_this_machine(self) -> None:
+        assert (deployment := Deployment(NETWORKS["one linear layer"], measure_costs=True)).error(2) <= deployment.bound
+
 
 class TestImports:
     def test_without_the_library(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,18 @@ class TestAlgebra:
         babies, giants = plan.steps[0].rotations
         assert len(set(babies)) + len(set(giants)) <= 14
 
+    def test_measured_costs_decide(self) -> None:
+        graph = chain((60,), linear(60, 60), SQUARE, linear(4, 60))
+        network = normalize(lower(graph), graph.input, inputs_for(graph, 4).astype(float))
+        ring = small_ring(2, True, 1024)
+        operations = ("rotations", "plain_multiplications", "inputs")
+        made = {}
+        for dear in operations:
+            seconds = {f"{name}@{level}": 1e-3 if name != dear else 1.0 for name in operations for level in range(3)}
+            made[dear] = make_plan(network, ring, "auto", seconds)[0]
+        assert made["inputs"].input.blocks == 1 < made["rotations"].input.blocks
+        assert len(made["rotations"].rotations()) < len(made["inputs"].rotations())
+
     def test_linear_polynomials_cost_no_level(self) -> None:
         def depth(graph: Graph) -> int:
             return levels(normalize(lower(graph), graph.input, inputs_for(graph, 4).astype(float)))[INPUT]
@@ -169,6 +181,7 @@ class TestParameters:
             {"rounding_bits": -1},
             {"rounding_bits": "4"},
             {"flooding_bits": 99},
+            {"measure_costs": 1},
             {"flooding_bits": True},
             {"security": "128"},
         ],

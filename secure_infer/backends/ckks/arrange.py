@@ -85,14 +85,14 @@ class _State:
 
 
 def arrange(
-    units: Sequence[Unit], inputs: int, runs: Mapping[str, int], slots: int, input_plan: str = "auto"
+    units: Sequence[Unit], inputs: int, costs: Mapping[str, Costs], slots: int, input_plan: str = "auto"
 ) -> tuple[str, Indices, list[Placed]]:
     """Place all units.
 
     Args:
         units: In topological order; the last one makes the output.
         inputs: Length of the input.
-        runs: Level at which each runs.
+        costs: Of operations at the level at which each runs.
         slots: Of a ciphertext.
         input_plan: Which of `INPUT_PLANS` the client follows.
 
@@ -103,7 +103,7 @@ def arrange(
     Raises:
         ParametersError: The network allows no such input plan.
     """
-    search = _Search(units, runs, slots, input_plan)
+    search = _Search(units, costs, slots, input_plan)
     states = [_State(0.0, {INPUT: packed(inputs, slots)}, ())]
     for number, unit in enumerate(units):
         states = search.followed(number, unit, states)
@@ -117,8 +117,8 @@ def arrange(
 
 
 class _Search:
-    def __init__(self, units: Sequence[Unit], runs: Mapping[str, int], slots: int, input_plan: str) -> None:
-        self._runs, self._slots, self._plan = runs, slots, input_plan
+    def __init__(self, units: Sequence[Unit], costs: Mapping[str, Costs], slots: int, input_plan: str) -> None:
+        self._costs, self._slots, self._plan = costs, slots, input_plan
         self._free = _reads_only_input(units[0]) and not any(INPUT in unit.affine.terms for unit in units[1:])
         self._hybrids: dict[tuple[str, tuple[int, ...]], Way] = {}
         self._alive: list[Layout] = []  # their ids are keys
@@ -138,7 +138,7 @@ class _Search:
 
     def _ways(self, number: int, unit: Unit, state: _State) -> Iterator[Way]:
         matrices = _matrices(unit, state.layouts)
-        costs = Costs(self._runs[unit.name] + 1)
+        costs = self._costs[unit.name]
         matrix = next(iter(matrices.values())) if len(matrices) == 1 else None
         dense = matrix is not None and len(matrix.values) > 0 and not is_sparse(matrices)
         if not number and self._free and matrix is not None and len(matrix.values):
@@ -176,7 +176,7 @@ class _Search:
 
     def _hybrid(self, unit: Unit, state: _State) -> Way:
         """The hybrid method, for sources whose copies beyond the first are of no use if they are not plain."""
-        matrices, costs = _matrices(unit, state.layouts), Costs(self._runs[unit.name] + 1)
+        matrices, costs = _matrices(unit, state.layouts), self._costs[unit.name]
         used = [state.layouts[name] for name in matrices]
         key = (unit.name, tuple(map(id, used)))
         if key not in self._hybrids:

@@ -20,7 +20,7 @@ from secure_infer.backends.ckks.normalize import Normalized, normalize
 from secure_infer.backends.ckks.packing import Layout, spread
 from secure_infer.backends.ckks.parameters import HEADROOM_BITS, Parameters, choose, verify
 from secure_infer.backends.ckks.plan import Plan, levels, make_plan
-from secure_infer.backends.ckks.primitives import Stopwatch
+from secure_infer.backends.ckks.primitives import Stopwatch, measured
 from secure_infer.backends.ckks.server import CkksServer
 from secure_infer.errors import BundleError, InvalidInput, Problem, UsageError
 from secure_infer.graph import INPUT, Graph
@@ -54,6 +54,7 @@ class CkksBackend:
         "scale_bits": "bits of a value's scale, and of each level; as many as fit, up to 31, if left out",
         "security": "bits of security: 128 (default), 192 or 256",
         "input_plan": "what the client sends: auto (default: fastest for the server), raw, im2col, copies or batch",
+        "measure_costs": "true to plan by times measured on this machine, not by SEAL's usual ones; false by default",
         "rounding_bits": "bits above the noise to which decrypted values are rounded: 2 by default, 0 for no rounding",
         "flooding_bits": "bits above the noise up to which decrypted values are made noisy by the client: 0 by default",
     }
@@ -67,7 +68,8 @@ class CkksBackend:
         runs = levels(network)
         squares = all(unit.coefficients is None for unit in network.units if unit.name in runs)
         parameters = choose(runs[INPUT], squares, options, _savings(network, runs))
-        plan, layout = make_plan(network, parameters, input_plan)
+        seconds = measured(parameters) if options.get("measure_costs") else None
+        plan, layout = make_plan(network, parameters, input_plan, seconds)
         counts, variance = _predict(plan, network.scale_input(x))
         positions, noise = _quietest_copy(plan, layout, variance)
         # Powers of two, as the client learns them, and they depend on weights.
@@ -147,7 +149,8 @@ class CkksBackend:
 
     def primitives(self, program: Program) -> Mapping[str, float]:
         """Seconds of CPU for one of each operation in `program.counts`, at its level."""
-        stopwatch = Stopwatch(ClientHalf.from_bytes(program.client))
+        half = ClientHalf.from_bytes(program.client)
+        stopwatch = Stopwatch(half.parameters, half.multiplies)
         return {name: stopwatch.seconds(name) for name in program.counts}
 
     def _chosen(self, options: Mapping[str, Any]) -> tuple[int, int, str]:
@@ -163,6 +166,8 @@ class CkksBackend:
             for name, value in bits.items()
             if type(value) is not int or not 0 <= value <= 20
         ]
+        if type(options.get("measure_costs", False)) is not bool:
+            problems.append(Problem("measure_costs", "Expected true or false.", "leave it out for false."))
         input_plan = options.get("input_plan", "auto")
         if input_plan not in INPUT_PLANS:
             expected = f"Expected one of {', '.join(INPUT_PLANS)}, got {input_plan!r}."

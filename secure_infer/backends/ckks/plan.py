@@ -8,6 +8,7 @@ terms meet at `target` and nothing drifts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,8 +144,16 @@ def _need(needed: dict[str, int], affine: Affine, level: int) -> None:
         needed[source] = max(needed.get(source, 0), level)
 
 
-def make_plan(network: Normalized, parameters: Parameters, input_plan: str = "auto") -> tuple[Plan, Layout]:
+def make_plan(
+    network: Normalized, parameters: Parameters, input_plan: str = "auto", measured: Mapping[str, float] | None = None
+) -> tuple[Plan, Layout]:
     """Place all vectors and fix all levels and scales.
+
+    Args:
+        network: What to plan.
+        parameters: Ring and primes.
+        input_plan: What the client sends.
+        measured: Seconds of operations on this machine, as `Costs` takes them; SEAL's usual relations if left out.
 
     Returns:
         The plan, and the layout of its result.
@@ -155,22 +164,23 @@ def make_plan(network: Normalized, parameters: Parameters, input_plan: str = "au
     runs = levels(network)
     last = Unit(OUTPUT, network.output, len(network.output.bias), None)
     units = [*(unit for unit in network.units if unit.name in runs), last]
+    costs = {unit.name: Costs(runs[unit.name] + 1, measured or {}) for unit in units}
     if input_plan == BATCH:
         columns, placed = place_elements(units, network.inputs)
     else:
-        input_plan, columns, placed = arrange(units, network.inputs, runs, parameters.slots, input_plan)
+        input_plan, columns, placed = arrange(units, network.inputs, costs, parameters.slots, input_plan)
     first = Vector(runs[INPUT], parameters.scale, *columns.shape)
-    steps = [_step(unit, at, runs[unit.name], parameters) for unit, at in zip(units, placed, strict=True)]
+    steps = [_step(unit, at, costs[unit.name], parameters) for unit, at in zip(units, placed, strict=True)]
     return Plan(parameters, first, columns, tuple(steps), input_plan), placed[-1].layout
 
 
-def _step(unit: Unit, placed: Placed, level: int, parameters: Parameters) -> Step:
+def _step(unit: Unit, placed: Placed, costs: Costs, parameters: Parameters) -> Step:
     layout = placed.layout
     coefficients = None if unit.coefficients is None else layout.place(unit.coefficients.T)
     power = 1 if unit.name == OUTPUT else unit.degree
     bias = layout.place(unit.affine.bias)
     body = Body(placed.terms, placed.sums, layout.turn)
-    return make_step(unit.name, body, bias, level, power, coefficients, parameters)
+    return make_step(unit.name, body, bias, costs.primes - 1, power, coefficients, parameters, costs)
 
 
 @dataclass(frozen=True)
@@ -196,11 +206,10 @@ def make_step(
     power: int,
     coefficients: Reals | None,
     parameters: Parameters,
-    split: Split | None = None,
+    split: Split | Costs,
 ) -> Step:
-    """A step from what does not follow from the rest: scales, later levels and diagonals do."""
+    """A step from what does not follow from the rest: scales, later levels and diagonals do; costs decide the split."""
     blocks, period = bias.shape
-    costs = Costs(level + 1)
     if power == 1:
         affine = Vector(0, parameters.output_scale, period, blocks, body.turn)
         result = affine
@@ -210,7 +219,7 @@ def make_step(
     explicit = body.sums is not None
     rows_period = parameters.slots if explicit else period
     terms = body.terms or (Term(INPUT, period, *_NONE),)
-    diagonals = diagonalize(terms, rows_period, blocks, split, costs, body.sums)
+    diagonals = diagonalize(terms, rows_period, blocks, split, body.sums)
     return Step(name, terms, bias, level, affine, power, coefficients, result, diagonals, explicit)
 
 

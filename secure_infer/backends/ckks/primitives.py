@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from secure_infer.backends.ckks.half import ClientHalf
+from secure_infer.backends.ckks.parameters import Parameters
 from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine, dump
 
 _REPEATS = 7
@@ -17,16 +17,17 @@ class Stopwatch:
     """Times operations under keys that are made for this and thrown away.
 
     Args:
-        half: Says which parameters.
+        parameters: Ring and primes.
+        multiplies: Whether products of ciphertexts are among the operations.
     """
 
-    def __init__(self, half: ClientHalf) -> None:
-        self._half, self._ring = half, Ring(half.parameters)
+    def __init__(self, parameters: Parameters, multiplies: bool) -> None:
+        self._parameters, self._ring = parameters, Ring(parameters)
         lib, context = self._ring.lib, self._ring.context
         generator = lib.KeyGenerator(context)
         self._engine = SealEngine(self._ring)
         self._encryptor = lib.Encryptor(context, generator.secret_key())
-        if half.multiplies:
+        if multiplies:
             self._engine.relinearization = lib.RelinKeys()
             generator.create_relin_keys(self._engine.relinearization)
         self._engine.galois = lib.GaloisKeys()
@@ -44,9 +45,9 @@ class Stopwatch:
         return float(np.median(times))
 
     def _prepared(self, operation: str, level: int) -> Callable[[], Handle]:
-        engine, half = self._engine, self._half
+        engine, parameters = self._engine, self._parameters
         scale = 2.0**20
-        values = np.linspace(-1, 1, half.parameters.slots)
+        values = np.linspace(-1, 1, parameters.slots)
         plaintext = self._ring.encode(values, level, scale)
         c, other = self._ring.lib.Ciphertext(), self._ring.lib.Ciphertext()
         self._encryptor.encrypt_symmetric(plaintext, c)
@@ -61,6 +62,14 @@ class Stopwatch:
                 product, engine.multiply_plain(c, engine.constant(0.5, level, scale))
             ),
             "multiplications": lambda: engine.multiply(c, c),
-            "rescales": lambda: engine.rescale(product, scale**2 / half.parameters.primes[level]),
+            "rescales": lambda: engine.rescale(product, scale**2 / parameters.primes[level]),
         }
         return acts[operation]
+
+
+def measured(parameters: Parameters) -> dict[str, float]:
+    """Seconds of what the cost model weighs against each other, at every level: `Costs.measured`."""
+    stopwatch = Stopwatch(parameters, multiplies=False)
+    operations = ("rotations", "plain_multiplications", "inputs")
+    names = [f"{operation}@{level}" for operation in operations for level in range(parameters.depth + 1)]
+    return {name: stopwatch.seconds(name) for name in names}
