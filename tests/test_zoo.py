@@ -49,6 +49,7 @@ def test_the_zoo_is_complete() -> None:
         "mnist-cnn-qat",
         "mnist-lenet5-qat",
         "mnist-mlp-bnn",
+        "mnist-mlp-poly",
         "mnist-mlp-qat",
     ]
 
