@@ -28,7 +28,7 @@ BLOCK = 16
 _ONE = np.uint64(1)
 _CLEAR = np.uint64(0xFFFFFFFFFFFFFFFC)
 _VALUE, _LEAF = np.uint64(2), np.uint64(4)
-_CHUNK = 1 << 13  # points that are evaluated together: their blocks stay in the processor's cache
+_CHUNK = 1 << 13  # functions that are made or evaluated together: their blocks stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,22 @@ def generate(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: 
         beta: Values below alpha, shape `(n, payload)`.
         roots: Both parties' uniform seeds, each uint64 `(n, 2)`, from `clear_roots`.
     """
+    pieces = [_grow(form, generator, alpha[at], beta[at], (roots[0][at], roots[1][at])) for at in _chunks(len(alpha))]
+    if len(pieces) == 1:
+        return pieces[0]
+    return Corrections(
+        np.concatenate([piece.seeds for piece in pieces], axis=1),
+        np.concatenate([piece.values for piece in pieces], axis=1),
+        np.concatenate([piece.leaves for piece in pieces]),
+    )
+
+
+def _chunks(count: int) -> list[slice]:
+    """What is made or evaluated together; one empty chunk if there is nothing."""
+    return [slice(start, start + _CHUNK) for start in range(0, max(count, 1), _CHUNK)]
+
+
+def _grow(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: tuple[Words, Words]) -> Corrections:
     count = len(alpha)
     seeds = np.empty((form.levels, count, 2), dtype=np.uint64)
     values = np.empty((form.levels, count, form.payload), dtype=form.kind)
@@ -155,11 +171,8 @@ def evaluate(form: Form, generator: Generator, party: int, roots: Words, correct
     Returns:
         Shape `(n, payload)`.
     """
-    pieces = [
-        _walk(form, generator, party, roots[at], _part(corrections, at), x[at])
-        for at in (slice(start, start + _CHUNK) for start in range(0, len(x), _CHUNK))
-    ]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty((0, form.payload), form.kind)])
+    pieces = [_walk(form, generator, party, roots[at], _part(corrections, at), x[at]) for at in _chunks(len(x))]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _walk(form: Form, generator: Generator, party: int, roots: Words, common: Corrections, x: Words) -> Ring:
