@@ -118,8 +118,7 @@ def kill_and_collect(folder: Path, times: int, seed: int) -> list[int]:
         first = process.stdout.readline()
         time.sleep(draw.random() * 0.05)
         process.send_signal(signal.SIGKILL)
-        rest = process.stdout.read()
-        process.wait()
+        rest = process.communicate()[0]
         used += [int(word) for line in (first + rest).split(b"\n")[:-1] for word in line.split()]
     return used
 
