@@ -18,7 +18,7 @@ from secure_infer.graph import interpret_real
 from tests.bench.networks import binary_mlp, polynomial_cnn, subject
 from tests.bench.test_runner import check_record
 
-ADAPTER = '''
+ADAPTER = """
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -42,7 +42,7 @@ class Session:
                 x = x.reshape(len(x), -1) @ weight.T + bias
         seconds = {"encrypt": 0.1, "run": 0.2, "decrypt": 0.3}
         return x[0], {"wall_s": seconds, "cpu_s": seconds, "bytes": {"input": 3, "output": 2}}
-'''
+"""
 ENTRY = Entry("ckks", "tiny", 3, peer="orion")
 
 

@@ -135,9 +135,10 @@ def layers_of(graph: Graph) -> pipe.Message:
         UnsupportedNetwork: A network that is no chain of affine layers and quadratics.
     """
     maps, op = squares_form(graph), first_convolution(graph)
-    arrays, layers = {}, []
+    arrays: dict[str, Reals] = {}
+    layers: list[dict[str, Any]] = []
     for index, step in enumerate(maps):
-        weight, bias, layer = step.matrix.T, step.bias, {"kind": "linear"}
+        weight, bias = step.matrix.T, step.bias
         if not index and op:
             channels = step.bias.reshape(len(op.weight), -1)
             if np.ptp(channels, axis=1).max() > 1e-9 * max(1.0, float(np.abs(channels).max())):
@@ -145,7 +146,8 @@ def layers_of(graph: Graph) -> pipe.Message:
             if op.padding[0] != op.padding[1] or op.weight.shape[2] != op.weight.shape[3]:
                 raise unsuited("Its convolution is not square.")
             weight, bias = kernels(op), channels[:, 0]
-            layer = {"kind": "conv", "stride": op.stride[0], "padding": op.padding[0]}  # type: ignore[dict-item]
-        layers.append(layer)
+            layers.append({"kind": "conv", "stride": op.stride[0], "padding": op.padding[0]})
+        else:
+            layers.append({"kind": "linear"})
         arrays[f"w{index}"], arrays[f"b{index}"] = weight, bias
     return {"layers": layers, "shape": list(graph.input.shape)}, arrays
