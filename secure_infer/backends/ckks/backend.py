@@ -99,20 +99,8 @@ class CkksBackend:
             plan.batch,
             flooding,
         )
-        error = (
-            (DEVIATIONS * noise + flooding + grid / 2)
-            * network.output_range
-            * max(abs(s) for s in graph.output_type.scale)
-        )
-        guarantee = Guarantee(
-            "CKKS (Microsoft SEAL, by TenSEAL)",
-            parameters.security,
-            None,
-            float(error),
-            "a server that follows the protocol and looks at everything it sees",
-            _LEAKS,
-            _TRUST,
-        )
+        unit = network.output_range * max(abs(s) for s in graph.output_type.scale)
+        guarantee = _guarantee(parameters, (DEVIATIONS * noise + flooding + grid / 2) * unit)
         return Program(
             (frame.pack(server.KIND, body, {"model": model}),),
             half.to_bytes(),
@@ -175,6 +163,18 @@ class CkksBackend:
         if problems:
             raise UsageError("These options do not fit CKKS.", problems)
         return bits["rounding_bits"], bits["flooding_bits"], str(input_plan)
+
+
+def _guarantee(parameters: Parameters, error: float) -> Guarantee:
+    return Guarantee(
+        "CKKS (Microsoft SEAL, by TenSEAL)",
+        parameters.security,
+        None,
+        float(error),
+        "a server that follows the protocol and looks at everything it sees",
+        _LEAKS,
+        _TRUST,
+    )
 
 
 def _sample(graph: Graph, calibration: Integers) -> Reals:
