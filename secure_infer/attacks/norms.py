@@ -51,8 +51,9 @@ def project(delta: Tensor, norm: Norm, radius: float | Tensor) -> Tensor:
         radius: One for all, or one each, `(n,)`.
     """
     if norm == "linf":
-        reach = per_image(radius, delta) if isinstance(radius, Tensor) else radius
-        return delta.clamp(-reach, reach)
+        if isinstance(radius, Tensor):
+            return delta.clamp(-per_image(radius, delta), per_image(radius, delta))
+        return delta.clamp(-radius, radius)
     return delta * per_image((radius / size(delta, norm).clamp_min(TINY)).clamp_max(1.0), delta)
 
 

@@ -40,7 +40,7 @@ def points_at_once(image: Tensor) -> int:
 
 def parts(rows: Tensor, copies: int, image: Tensor) -> Sequence[Tensor]:
     """Rows cut so that one call holds `copies` of the images of a part, which are of this size; none of no copies."""
-    return rows.split(max(1, points_at_once(image) // copies)) if copies and len(rows) else ()
+    return torch.split(rows, max(1, points_at_once(image) // copies)) if copies and len(rows) else ()
 
 
 def affordable(target: Target, images: int, queries: int) -> int:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from secure_infer.attacks import Attack, Bounds, Goal, NetworkTarget, attack
-from secure_infer.attacks.apgd import _checks
+from secure_infer.attacks.apgd import TargetedAPGD, _checks
 from secure_infer.attacks.fab import FAB
 from secure_infer.attacks.losses import loss_of
 from secure_infer.attacks.norms import onto_plane, project, size
@@ -180,3 +180,14 @@ def test_the_ensemble_leaves_no_more_than_its_members(many):
     assert 0 < together <= min(left("apgd"), left("apgd-t"))
     nearest = distances(many, FAB("linf", steps=20, classes=3), "linf")
     assert together <= int((nearest > 0.15).sum())
+
+
+def test_many_images_and_classes_go_in_parts_to_the_same_end(many, monkeypatch):
+    """What is walked to several classes at once is cut where the batch grows too large."""
+    whole = FAB(steps=5, classes=2)(many.target(), many.images, many.goal("untargeted"))
+    monkeypatch.setattr("secure_infer.attacks.scores._AT_ONCE", 7 * 2 * many.images[0].numel())
+    parts = FAB(steps=5, classes=2)(many.target(), many.images, many.goal("untargeted"))
+    torch.testing.assert_close(parts, whole)
+    found = TargetedAPGD(radius=0.4, steps=20)(many.target(), many.images, many.goal("untargeted"))
+    assert many.goal("untargeted").reached(many.net(found)).all()
+    assert (found - many.images).abs().max() <= 0.4 + 1e-6
