@@ -19,7 +19,7 @@ from secure_infer.nn.checkpoint import Checkpoint
 from secure_infer.nn.data import Dataset, load_dataset
 from secure_infer.nn.fix import fix
 from secure_infer.nn.layers import ChebyshevActivation, PolynomialActivation, range_penalty
-from secure_infer.nn.recipe import Recipe, Training, parse_recipe, read_recipe
+from secure_infer.nn.recipe import Recipe, parse_recipe, read_recipe
 from secure_infer.nn.train import Accuracy, Trained, augment, evaluate, split_validation, train, tune
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -154,11 +154,12 @@ def test_the_range_penalty_narrows_what_a_polynomial_sees(digits: Dataset) -> No
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["mnist-cnn-float", "fashion-cnn-float"])
 def test_after_fix_and_some_more_training_a_network_is_as_good_as_with_relus(name: str) -> None:
-    data, net = load_dataset(zoo.recipe(name).dataset), zoo.load_model(name)
+    recipe, net = zoo.recipe(name), zoo.load_model(name)
+    data = load_dataset(recipe.dataset)
     before = evaluate(net, data.x_test, data.y_test)
     fixed = fix(net, "ckks", data.x_train[:1000], degree=4)
     assert check(fixed, "ckks", data.x_train.shape[1:]) == []
-    plan = Training(4, 0, batch_size=256, learning_rate=2e-3, validation=0.0, range_penalty=1.0, shift=0.5)
+    plan = replace(recipe.training, epochs=8, learning_rate=2e-3, validation=0.0, range_penalty=1.0)
     after = tune(fixed, data, plan).held_out
     assert after.value >= before.value - 0.005, f"{before} with ReLUs, {after} with polynomials"
 
