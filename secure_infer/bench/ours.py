@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class Ours:
 
     def __init__(self, subject: Subject, entry: Entry) -> None:
         self._encrypts, self._seed = entry.mode == "encrypted", 0
+        self._settle: Callable[[], None] | None = None
         options = {**subject.options.get(entry.protocol, {}), **entry.options}
         watch = Stopwatch()
         with watch.phase("compile"):
@@ -85,6 +87,8 @@ class Ours:
         """One request; in mode "simulate" the protocol's errors without any ciphertext."""
         if not self._encrypts:
             return self._simulate(x)
+        if self._settle is not None:
+            self._settle()
         answer = self._client.infer(x)
         return Sample(answer.outputs, answer.wall_s, answer.cpu_s, answer.bytes, answer.statistics)
 
@@ -102,7 +106,9 @@ class Ours:
         program = self._compiled.program
         half = bundle.pack_client_half(self._compiled.interface, program.client)
         with between_parties(network):
-            near = InProcess(half, self._backend.servers(program.servers))
+            servers = self._backend.servers(program.servers)
+        # What a dealer prepares is not online: a request starts when nobody works ahead.
+        near, self._settle = InProcess(half, servers), getattr(servers[0], "settle", None)
         shape = NETWORKS[network]
         return Client(near if shape is None else Faraway(near, shape))
 

@@ -22,8 +22,9 @@ Times are medians of wall time an image; *CPU* is that of all parties; *floor* i
 operations alone would take on all cores of the machine, measured in the same run. Rounds and bytes between parties
 are those of a request, also where it holds a batch. *Over lan* and *over wan*: every message between processes of the
 one machine waited as if it had a round trip of 0.3 ms and 3 Gb/s, or 40 ms and 400 Mb/s; its way and its bytes are in
-the floor. Models named *untrained* have random weights and are measured for latency only. Intervals are 95 %. A row
-with 0 encrypted images shows the clear protocol, or a simulation where it says so.
+the floor. A request starts when the dealer has dealt what it keeps ahead; that work has a column of its own. Models
+named *untrained* have random weights and are measured for latency only. Intervals are 95 %. A row with 0 encrypted
+images shows the clear protocol, or a simulation where it says so.
 """
 
 

@@ -225,10 +225,17 @@ PROTOCOL = Path(__file__).parents[2] / "protocols" / "mpc"
 
 def test_the_figures_of_the_protocol_document_are_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
     text = (PROTOCOL / "PROTOCOL.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (printed,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     exec(example, {})
     assert capsys.readouterr().out == printed
+
+
+@pytest.mark.full
+def test_the_example_of_training_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    _, example = re.findall(r"```python\n(.*?)```", (PROTOCOL / "PROTOCOL.md").read_text(), re.DOTALL)
+    exec(example, {})
+    assert float(capsys.readouterr().out) > 0.9
 
 
 def test_the_protocol_file_agrees_with_the_code() -> None:

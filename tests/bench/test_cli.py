@@ -30,6 +30,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ["digits", "digit"],
         ["digits", "--n", "0"],
         ["digits", "--protocol", "bgv"],
+        ["digits", "--network", "moon"],
         ["--report", "--results", "nowhere"],
     ],
 )
