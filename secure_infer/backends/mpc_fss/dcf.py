@@ -6,8 +6,8 @@ changes. The last levels of the tree are cut off: one block of pseudorandom bits
 correction of seeds, which seeds keep clear, so that seeds have 126 bits.
 
 The generator is AES-128 in the mode of Matyas, Meyer and Oseas, `AES(K, s ^ j) ^ s ^ j`, for j = 0 ... 4. The key K is
-drawn afresh by the dealer for every lot of keys, so that nobody can prepare tables for it (Guo, Katz, Wang and Yu, IEEE
-S&P 2020). Many keys are made and evaluated at once: an array's second axis counts them.
+the dealer's own, another one for each model, so that nobody can prepare tables for it beforehand (Guo, Katz, Wang and
+Yu, IEEE S&P 2020). Many keys are made and evaluated at once: an array's second axis counts them.
 """
 
 from __future__ import annotations
@@ -228,14 +228,15 @@ def _leaf(generator: Generator, state: Words, form: Form) -> Ring:
 
 def _words(blocks: Words, form: Form) -> Ring:
     """The first `payload` words of each block."""
-    return blocks.view(form.kind)[..., : form.payload]
+    return np.asarray(blocks.view(form.kind)[..., : form.payload])
 
 
 def _sign(control: Words, form: Form) -> Ring:
     """1 where party 0 applies a correction, -1 where party 1 does; shape `(n, 1)`."""
-    return np.where(control[1] == 1, form.kind.type(-1 & (1 << 8 * form.kind.itemsize) - 1), form.kind.type(1))[:, None]
+    minus = form.kind.type((1 << 8 * form.kind.itemsize) - 1)
+    return np.asarray(np.where(control[1] == 1, minus, form.kind.type(1))[:, None])
 
 
 def _side(values: Ring, side: npt.NDArray[np.intp]) -> Ring:
     """From `(2, n, ...)`, the left or right entry of each of the n."""
-    return values[side, np.arange(values.shape[1])]
+    return np.asarray(values[side, np.arange(values.shape[1])])
