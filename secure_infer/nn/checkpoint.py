@@ -70,7 +70,7 @@ class Checkpoint:
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
-            with safe_open(self._path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+            with safe_open(self._path, framework="pt") as opened:
                 document = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:

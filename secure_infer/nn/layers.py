@@ -166,7 +166,8 @@ class _Quadratic(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, columns: Tensor) -> Tensor:
         ctx.save_for_backward(x, columns)
         constant, linear, square = _numbers(columns, x)
-        return (x * square).add_(linear).mul_(x).add_(constant)
+        result: Tensor = (x * square).add_(linear).mul_(x).add_(constant)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,10 +192,11 @@ class _Excess(torch.autograd.Function):
         ctx.scale = 1 / (x.numel() * radius**2)
         ctx.save_for_backward(excess)
         wide = torch.promote_types(x.dtype, torch.float32)
-        return torch.linalg.vector_norm(excess, dtype=wide).square() * ctx.scale
+        result: Tensor = torch.linalg.vector_norm(excess, dtype=wide).square() * ctx.scale
+        return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (excess,) = ctx.saved_tensors
         return excess * (2 * ctx.scale * grads[0]).to(excess.dtype), None

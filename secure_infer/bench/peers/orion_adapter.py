@@ -25,7 +25,7 @@ class Net(on.Module):  # type: ignore[misc]
 
     def __init__(self, layers: list[dict[str, Any]], arrays: Mapping[str, Any]) -> None:
         super().__init__()
-        self.steps = []
+        self.steps: list[str] = []
         for index, layer in enumerate(layers):
             if index:
                 self._add(f"square{index}", on.Quad())

@@ -123,7 +123,8 @@ class TensealVector:
 
     def _convolve(self, vector: Any, windows: int) -> Any:
         """The first map less its bias by im2col, one kernel at a time."""
-        channels = [vector.conv2d_im2col(kernel[0].tolist(), windows) for kernel in kernels(self._conv)]
+        weights = kernels(self._conv) if self._conv else ()
+        channels = [vector.conv2d_im2col(kernel[0].tolist(), windows) for kernel in weights]
         return self._ts.CKKSVector.pack_vectors(channels)
 
     def _slots(self) -> int:
