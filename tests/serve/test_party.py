@@ -232,7 +232,9 @@ def test_a_folder_holds_what_its_role_may_have(folders: dict[str, Path]) -> None
     for role, place in folders.items():
         found = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
         peers = {f"peers/{other}.pem" for other in ROLES if other != role}
-        assert set(found) == {"identity.key", "identity.pem", *peers} | ({"protocol" if role == "dealer" else "model.party"})
+        assert set(found) == {"identity.key", "identity.pem", *peers} | (
+            {"protocol" if role == "dealer" else "model.party"}
+        )
         assert found["identity.key"].stat().st_mode & 0o777 == 0o600
         others = [key for other, key in keys.items() if other != role]
         assert not any(key in path.read_bytes() for key in others for path in found.values())
