@@ -34,7 +34,7 @@ _SLOTS_AT_ONCE = 1 << 17
 _SAMPLED = 64
 _LEAKS = (
     "to the server: sizes, times and the number of inputs",
-    "to the client: outputs and depth; from rotation keys and input plan also kernel sizes and strides, but no weights",
+    "to the client: outputs, and parts of their sums in other slots; depth; from rotation keys, kernels and strides",
 )
 _TRUST = (
     "the server follows the protocol: nothing proves that a reply is right",
