@@ -103,6 +103,7 @@ def _during(tmp_path: Path, act: Callable[[subprocess.Popen[str], dict[int, str]
     place = tmp_path / "temporary"
     place.mkdir()
     command = [sys.executable, "-m", "secure_infer.cli", "run", str(folder(tmp_path)), "--json"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell job passes on that it is ignored
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(place)})
     deadline = time.monotonic() + 120
     below: dict[int, str] = {}
