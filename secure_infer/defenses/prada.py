@@ -27,7 +27,7 @@ class Watch:
         least: Distances that must be known before anybody is suspected.
     """
 
-    def __init__(self, threshold: float, least: int) -> None:
+    def __init__(self, threshold: float = 0.95, least: int = 100) -> None:
         self.threshold, self.least = threshold, least
         self.distances: list[float] = []
         self._kept: dict[int, Tensor] = {}

@@ -13,6 +13,7 @@ from secure_infer.report import catalogue, matrix, tables
 from secure_infer.report.contests import contests
 from secure_infer.report.plots import write_plots
 from secure_infer.report.regions import replace_regions
+from secure_infer.report.select import network_of
 from secure_infer.report.service import service
 
 _HEAD = """# Results
@@ -91,11 +92,11 @@ def results_page(records: list[Record], plots: list[str]) -> str:
 
 
 def _results_region(records: list[Record]) -> str:
-    beside = tables.versus(records)
+    beside = tables.versus([record for record in records if record["batch"] == 1 and not network_of(record)])
     parts = [tables.summary(records), tables.circumstances(records)]
-    parts += (
-        [f"Beside other libraries, sample by sample on the same networks and images:\n\n{beside}"] if beside else []
-    )
+    if beside:
+        said = "Beside other libraries, sample by sample on the same networks and images (batches, and networks between"
+        parts.append(f"{said} servers, in [RESULTS.md](benchmarks/RESULTS.md)):\n\n{beside}")
     parts.append("![wall time by phase](benchmarks/plots/latency.svg)")
     return "\n\n".join(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,23 +12,26 @@ from secure_infer.attacks import Access
 from secure_infer.attacks.extraction import assess, jacobian_substitute
 from secure_infer.bench.threats.cells import Cell, Deployment, Settings
 
-_SEEDS = 150
+SEEDS = 150
+"""Held-out images that a thief starts from."""
 _RADIUS = 0.25
 """Of the fast gradient sign by which transfer is judged, as in the first study of such substitutes."""
+
+
+def blank_substitute(deployment: Deployment, classes: int) -> Callable[[], nn.Module]:
+    """What makes a thief's untrained network, which knows of the model only its shapes."""
+    size = math.prod(deployment.weights.shape)
+    return lambda: nn.Sequential(nn.Flatten(), nn.Linear(size, 100), nn.ReLU(), nn.Linear(100, classes))
 
 
 def substitute(deployment: Deployment, settings: Settings) -> Cell:
     """Steal by Jacobian-based augmentation from held-out images, and judge on others that it has not seen."""
     weights = deployment.weights
     target = deployment.deployed(Access.LABEL, settings.seed)
-    seeds = weights.images[-min(_SEEDS, settings.stolen) :]
+    seeds = weights.images[-min(SEEDS, settings.stolen) :]
     count = min(2 * settings.n, len(weights.images) - len(seeds))
     images, labels = weights.images[:count], weights.labels[:count]
-
-    def make() -> nn.Module:
-        size = math.prod(weights.shape)
-        return nn.Sequential(nn.Flatten(), nn.Linear(size, 100), nn.ReLU(), nn.Linear(100, target.classes))
-
+    make = blank_substitute(deployment, target.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         stolen = jacobian_substitute(target, seeds, make, queries=settings.stolen, seed=settings.seed)

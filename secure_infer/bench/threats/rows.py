@@ -18,6 +18,7 @@ NAMES = (
     "evasion-transfer",
     "extraction",
     "query-defense",
+    "theft-defense",
     "input-view",
     "key-recovery",
     "overflow",
@@ -64,6 +65,9 @@ def rows(surrogate: Subject) -> Mapping[str, Row]:
         ),
         "query-defense": Row(
             "Attack unnoticed by the server", "the server compares each query with earlier ones", view.query_defense
+        ),
+        "theft-defense": Row(
+            "Theft unnoticed by the server", "the server tests a client's queries by PRADA", view.theft_defense
         ),
         "input-view": Row("Server tells inputs apart", "the server looks at messages and times", view.input_view),
         "key-recovery": Row("Key from shared decryptions", "the server is told what its client decrypts", key_recovery),

@@ -1,4 +1,4 @@
-"""What the server sees: can it tell two inputs apart, and can it notice that somebody is attacking?"""
+"""What the server sees: can it tell two inputs apart, and notice that somebody attacks or steals the model?"""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from torch import Tensor
 from secure_infer import backends
 from secure_infer.attacks import Access, FunctionTarget, Goal, attack
 from secure_infer.attacks.distinguish import Verdict, distinguish, distinguish_messages, leak_bit
+from secure_infer.attacks.extraction import jacobian_substitute
 from secure_infer.bench.threats.cells import Cell, Deployment, Settings
+from secure_infer.bench.threats.extraction import SEEDS, blank_substitute
+from secure_infer.defenses.prada import Watch
 
 _WATCHED = 100
+_THIEVING = 3 * SEEDS
 _FALSE_ALARMS = 0.01
 
 
@@ -122,6 +126,53 @@ def _hostile(deployment: Deployment, settings: Settings) -> Tensor:
     target = FunctionTarget(record, deployment.weights.shape, copy.classes, access=Access.LABEL)
     attack("surfree")(queries=2 * _WATCHED)(target, images, Goal(labels), seed=settings.seed)  # type: ignore[call-arg]
     return torch.cat(asked)[-_WATCHED:]
+
+
+def theft_defense(deployment: Deployment, settings: Settings) -> Cell:
+    """Notice the theft of a model by how far a client's queries lie apart (PRADA), on what the server gets.
+
+    In the clear it compares the images of each class that it answers; under encryption it has bytes and no class.
+    """
+    stolen = _stolen(deployment, settings)
+    honest = deployment.weights.images[: min(_THIEVING, len(deployment.weights.images) - SEEDS)]
+    start = time.perf_counter()
+    passed, kept = (_before_alarm(deployment, part) for part in (stolen, honest))
+    return Cell(
+        "a thief's queries that pass before the alarm",
+        passed,
+        len(stolen),
+        access="every message of the client",
+        mode="executed" if deployment.encrypted else "clear",
+        queries=len(stolen),
+        per="client",
+        seconds=time.perf_counter() - start,
+        details={"detector": "PRADA", "attack": "Jacobian-based augmentation"}
+        | {"honest_passed": kept, "n_honest": len(honest)},
+    )
+
+
+def _stolen(deployment: Deployment, settings: Settings) -> Tensor:
+    """The queries of a thief by Jacobian-based augmentation, as its client sends them."""
+    images, copy, asked = deployment.weights.images, deployment.own_copy(), []
+
+    def record(x: Tensor) -> Tensor:
+        asked.append(x)
+        return copy.query(x).labels
+
+    target = FunctionTarget(record, deployment.weights.shape, copy.classes, access=Access.LABEL)
+    make = blank_substitute(deployment, copy.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        jacobian_substitute(target, images[-SEEDS:], make, queries=_THIEVING, seed=settings.seed)
+    return torch.cat(asked)
+
+
+def _before_alarm(deployment: Deployment, images: Tensor) -> int:
+    """How many of a client's queries pass until PRADA raises its alarm."""
+    rows, watch = torch.from_numpy(_as_seen(deployment, images)), Watch()
+    labels = torch.zeros(len(rows)) if deployment.encrypted else deployment.own_copy().query(images).labels
+    alarms = (watch.sees(row, int(label)) for row, label in zip(rows, labels, strict=True))
+    return next((passed for passed, alarm in enumerate(alarms) if alarm), len(rows))
 
 
 def _as_seen(deployment: Deployment, images: Tensor) -> npt.NDArray[np.float32]:
