@@ -19,7 +19,10 @@ from secure_infer.nn.data import load_dataset
 
 FOLDER = "attacks"
 MODEL, OWN, STRANGERS = "fashion-cnn-float", "fashion-mnist", "mnist"
-IMAGES, SEEDS, RADIUS, SEED = 1000, 150, 0.2, 0
+SECOND = "mnist-cnn-float"
+IMAGES, SEEDS, SEED = 1000, 150, 0
+RADII = {MODEL: 0.2, SECOND: 0.3}
+"""Of the signs of gradients by which transfer is judged; the greater one is that of the study of such substitutes."""
 BUDGETS = (600, 1200, 2400, 4800)
 Progress = Callable[[str, int, int], None]
 
@@ -32,16 +35,19 @@ class Thief:
         name: Of the attack and of what it starts from.
         access: What the target gives.
         queries: Its budget.
+        model: What it steals.
     """
 
     name: str
     access: Access
     queries: int
+    model: str = MODEL
 
 
 def thieves(budgets: tuple[int, ...] = BUDGETS) -> list[Thief]:
     """All that are run."""
     labels = [Thief("jacobian", Access.LABEL, queries) for queries in budgets]
+    labels.append(Thief("jacobian", Access.LABEL, budgets[-1], SECOND))
     return labels + [Thief(name, Access.PROBABILITIES, budgets[-1]) for name in ("knockoff", "knockoff-strangers")]
 
 
@@ -66,18 +72,13 @@ def measure(images: int, chosen: list[Thief], progress: Progress) -> Record:
         chosen: Attacks.
         progress: As in `run`.
     """
-    at, subject = datetime.now(UTC).isoformat(timespec="seconds"), load_subject(MODEL)
-    x, y = torch.from_numpy(subject.x).float(), torch.from_numpy(subject.y).long()
-    net: nn.Module = subject.net
+    at = datetime.now(UTC).isoformat(timespec="seconds")
     return {
         "case": "extraction",
-        "model": MODEL,
-        "fingerprint": fingerprint(net),
         "n": images,
         "seeds": SEEDS,
-        "radius": RADIUS,
         "seed": SEED,
-        "rows": list(_rows(net, x, y, images, chosen, progress)),
+        "rows": list(_rows(images, chosen, progress)),
         "host": host.host(),
         "load": host.load_average(),
         "versions": host.versions(("torch",)),
@@ -86,31 +87,35 @@ def measure(images: int, chosen: list[Thief], progress: Progress) -> Record:
     }
 
 
-def _rows(
-    net: nn.Module, x: Tensor, y: Tensor, images: int, chosen: list[Thief], progress: Progress
-) -> Iterator[Record]:
+def _rows(images: int, chosen: list[Thief], progress: Progress) -> Iterator[Record]:
+    subjects = {model: load_subject(model) for model in dict.fromkeys(thief.model for thief in chosen)}
     for thief in chosen:
-        progress(f"{thief.name} {thief.queries}", 0, 1)
-        target = NetworkTarget(net, tuple(x.shape[1:]), access=thief.access)
+        progress(f"{thief.name} {thief.queries} of {thief.model}", 0, 1)
+        subject, radius = subjects[thief.model], RADII[thief.model]
+        x, y = torch.from_numpy(subject.x).float(), torch.from_numpy(subject.y).long()
+        target = NetworkTarget(subject.net, tuple(x.shape[1:]), access=thief.access)
         start = perf_counter()
-        stolen = _steal(thief, target, x)
+        stolen = _steal(thief, target, x[images:])
         seconds = perf_counter() - start
-        theft = assess(stolen, target, x[:images], y[:images], RADIUS, seed=SEED)
+        theft = assess(stolen, target, x[:images], y[:images], radius, seed=SEED)
         shares = {name: {"share": share, "interval": list(ends)} for name, (share, ends) in theft.shares().items()}
         yield {
             "attack": thief.name,
+            "model": thief.model,
+            "fingerprint": fingerprint(subject.net),
             "access": thief.access.name,
             "queries": theft.queries,
+            "radius": radius,
             "seconds": seconds,
             "n": theft.n,
             "attacked": theft.attacked,
             **shares,
         }
-        progress(f"{thief.name} {thief.queries}", 1, 1)
+        progress(f"{thief.name} {thief.queries} of {thief.model}", 1, 1)
 
 
 def _steal(thief: Thief, target: NetworkTarget, x: Tensor) -> Substitute:
-    """Labels: from the last held-out images. Probabilities: with training images of this set, or of another one."""
+    """Labels: from some of the images `x`. Probabilities: with training images of this set, or of another one."""
 
     def make() -> nn.Module:
         return _network(x.shape[-1], target.classes)
@@ -118,9 +123,14 @@ def _steal(thief: Thief, target: NetworkTarget, x: Tensor) -> Substitute:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         if thief.access is Access.LABEL:
-            return jacobian_substitute(target, x[-SEEDS:], make, queries=thief.queries, seed=SEED)
+            return jacobian_substitute(target, some(x, SEEDS, SEED), make, queries=thief.queries, seed=SEED)
         pool = load_dataset(STRANGERS if thief.name.endswith("strangers") else OWN).x_train
         return knockoff(target, torch.from_numpy(pool), make, queries=thief.queries, seed=SEED)
+
+
+def some(x: Tensor, n: int, seed: int) -> Tensor:
+    """Images drawn at random; neighbors in a data set are of one writer, and all a thief would know of the rest."""
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]]
 
 
 def _network(side: int, classes: int) -> nn.Module:

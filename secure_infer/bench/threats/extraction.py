@@ -10,10 +10,9 @@ from torch import nn
 
 from secure_infer.attacks import Access
 from secure_infer.attacks.extraction import assess, jacobian_substitute
+from secure_infer.bench.extraction import SEEDS, some
 from secure_infer.bench.threats.cells import Cell, Deployment, Settings
 
-SEEDS = 150
-"""Held-out images that a thief starts from."""
 _RADIUS = 0.25
 """Of the fast gradient sign by which transfer is judged, as in the first study of such substitutes."""
 
@@ -28,9 +27,9 @@ def substitute(deployment: Deployment, settings: Settings) -> Cell:
     """Steal by Jacobian-based augmentation from held-out images, and judge on others that it has not seen."""
     weights = deployment.weights
     target = deployment.deployed(Access.LABEL, settings.seed)
-    seeds = weights.images[-min(SEEDS, settings.stolen) :]
-    count = min(2 * settings.n, len(weights.images) - len(seeds))
+    count = min(2 * settings.n, len(weights.images) - SEEDS)
     images, labels = weights.images[:count], weights.labels[:count]
+    seeds = some(weights.images[count:], min(SEEDS, settings.stolen), settings.seed)
     make = blank_substitute(deployment, target.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -14,8 +14,9 @@ from secure_infer import backends
 from secure_infer.attacks import Access, FunctionTarget, Goal, attack
 from secure_infer.attacks.distinguish import Verdict, distinguish, distinguish_messages, leak_bit
 from secure_infer.attacks.extraction import jacobian_substitute
+from secure_infer.bench.extraction import SEEDS, some
 from secure_infer.bench.threats.cells import Cell, Deployment, Settings
-from secure_infer.bench.threats.extraction import SEEDS, blank_substitute
+from secure_infer.bench.threats.extraction import blank_substitute
 from secure_infer.defenses.prada import Watch
 
 _WATCHED = 100
@@ -134,7 +135,7 @@ def theft_defense(deployment: Deployment, settings: Settings) -> Cell:
     In the clear it compares the images of each class that it answers; under encryption it has bytes and no class.
     """
     stolen = _stolen(deployment, settings)
-    honest = deployment.weights.images[: min(_THIEVING, len(deployment.weights.images) - SEEDS)]
+    honest = some(deployment.weights.images, _THIEVING, settings.seed + 1)
     start = time.perf_counter()
     passed, kept = (_before_alarm(deployment, part) for part in (stolen, honest))
     return Cell(
@@ -163,7 +164,7 @@ def _stolen(deployment: Deployment, settings: Settings) -> Tensor:
     make = blank_substitute(deployment, copy.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        jacobian_substitute(target, images[-SEEDS:], make, queries=_THIEVING, seed=settings.seed)
+        jacobian_substitute(target, some(images, SEEDS, settings.seed), make, queries=_THIEVING, seed=settings.seed)
     return torch.cat(asked)
 
 
