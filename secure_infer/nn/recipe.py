@@ -31,6 +31,7 @@ class Training:
         validation: Share of each class of the *training* data that is kept back to judge recipes by; 0 for none.
         shift: Greatest random translation, in pixels.
         rotation: Greatest random rotation, in degrees.
+        elastic: Standard deviation of random displacements that vary smoothly over the image, in pixels.
         flip: Whether to mirror half of the images.
         range_penalty: Weight in the loss of inputs that leave the range of a polynomial activation.
         sparsity: Weight in the loss of the mean magnitude of weights, which narrows accumulators.
@@ -49,6 +50,7 @@ class Training:
     validation: float = 0.1
     shift: float = 0.0
     rotation: float = 0.0
+    elastic: float = 0.0
     flip: bool = False
     range_penalty: float = 0.0
     sparsity: float = 0.0

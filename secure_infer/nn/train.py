@@ -25,6 +25,8 @@ from secure_infer.nn.recipe import Recipe, Training
 
 _Z = 1.959963984540054
 """Quantile of the normal distribution for a two-sided 95 % interval."""
+_KNOT = 4
+"""Pixels between two points for which a displacement is drawn."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +238,11 @@ def _loss(net: nn.Module, logits: Tensor, labels: Tensor, plan: Training) -> Ten
 
 
 def augment(images: Tensor, plan: Training) -> Tensor:
-    """Shift, rotate and mirror each image of a batch `(n, c, h, w)` at random, filling with zeros."""
+    """Shift, rotate, warp and mirror each image of a batch `(n, c, h, w)` at random, filling with zeros."""
     if plan.flip:
         mirrored = torch.rand(len(images)) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if not (plan.shift or plan.rotation):
+    if not (plan.shift or plan.rotation or plan.elastic):
         return images
     n, _, height, width = images.shape
     angle = (2 * torch.rand(n) - 1) * math.radians(plan.rotation)
@@ -248,7 +250,19 @@ def augment(images: Tensor, plan: Training) -> Tensor:
     moves = (2 * torch.rand(n, 2) - 1) * 2 * plan.shift / torch.tensor([width, height])
     rows = torch.stack([angle.cos(), -angle.sin(), moves[:, 0], angle.sin(), angle.cos(), moves[:, 1]], dim=1)
     grid = functional.affine_grid(rows.reshape(n, 2, 3), list(images.shape), align_corners=False)
+    if plan.elastic:
+        grid = grid + _displacements(n, height, width, plan.elastic)
     return functional.grid_sample(images, grid, align_corners=False)
+
+
+def _displacements(n: int, height: int, width: int, deviation: float) -> Tensor:
+    """Smooth random displacements `(n, h, w, 2)` in normalized coordinates, drawn at points about four pixels apart.
+
+    After Simard, Steinkraus and Platt (ICDAR 2003), who smooth what they draw for every pixel.
+    """
+    coarse = torch.randn(n, 2, -(-height // _KNOT), -(-width // _KNOT)) * 2 * deviation
+    fine = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
+    return fine.permute(0, 2, 3, 1) / torch.tensor([width, height])
 
 
 def _logits(net: nn.Module, images: Tensor) -> Tensor:

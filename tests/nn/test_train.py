@@ -198,6 +198,16 @@ def test_a_shift_moves_pixels_and_fills_with_zeros() -> None:
     assert torch.equal(augment(images, _recipe(shift=0.0, rotation=0.0).training), images)
 
 
+def test_a_warp_moves_pixels_smoothly_and_by_as_much_as_it_says() -> None:
+    torch.manual_seed(0)
+    across = torch.arange(28.0).expand(300, 1, 28, 28)
+    moved = augment(across, _recipe(shift=0.0, rotation=0.0, elastic=0.5).training)
+    inner = (moved - across)[:, :, 6:22, 6:22]
+    # Between the points that are drawn, interpolation averages some of the displacement away.
+    assert 0.3 < float(inner.std()) < 0.5 and abs(float(inner.mean())) < 0.05
+    assert float((inner[..., 1:] - inner[..., :-1]).std()) < 0.5 * float(inner.std())
+
+
 def test_wilson_interval() -> None:
     # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263 and 0 of 20.
     assert Accuracy(81, 263).interval == pytest.approx((0.2553, 0.3662), abs=5e-5)
