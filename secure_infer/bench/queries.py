@@ -1,4 +1,7 @@
-"""The run `label-queries`: distortion against queries of the label-only attacks, ours and those of other libraries."""
+"""The run `label-queries`: distortion against queries of the label-only attacks, ours and those of other libraries.
+
+Beside them stands what noise and gradients do to the same images (`ladder`).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from secure_infer.attacks.line import LabelAttack, Search
 from secure_infer.attacks.norms import size
 from secure_infer.attacks.statistics import finite, median, median_interval
 from secure_infer.attacks.surfree import SurFree
-from secure_infer.bench import host
+from secure_infer.bench import host, ladder
 from secure_infer.bench.records import Record
 from secure_infer.bench.subjects import fingerprint, load_subject
 
@@ -63,12 +66,20 @@ def run(n: int | None = None, progress: Progress | None = None) -> Record:
         "at": list(AT),
         "curves": curves,
         "peers": [duel for norm in ("l2", "linf") for duel in _duels(norm, net, x, y, starts, tell)],
+        "ladders": [_ladder(name, len(x), tell) for name in ladder.MODELS],
         "host": host.host(),
         "load": host.load_average(),
         "versions": host.versions(("torch", "foolbox", "adversarial-robustness-toolbox")),
         "commit": host.commit(),
         "time": at,
     }
+
+
+def _ladder(model: str, n: int, tell: Progress) -> Record:
+    tell(f"noise to gradients on {model}", 0, 1)
+    found = ladder.ladder(model, n, SEED)
+    tell(f"noise to gradients on {model}", 1, 1)
+    return found
 
 
 def _starts(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -38,7 +38,11 @@ def test_extraction_record_is_whole():
 
 
 @pytest.mark.full
-def test_label_queries_record_is_whole():
+def test_label_queries_record_is_whole(monkeypatch):
+    monkeypatch.setattr(queries.ladder, "MODELS", queries.ladder.MODELS[:1])
     record = queries.run(5)
     assert json.loads(json.dumps(record)) == record
     assert all(len(curve["medians"]) == len(queries.AT) for curve in record["curves"])
+    for held in record["ladders"]:
+        few, many, gradients = (row["median"] for row in held["rows"][-3:])
+        assert gradients < many < few and len(held["rows"]) == 5
