@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 KIND, CLIENT_KIND = "mpc-fss-server", "mpc-fss-client"
 DEFAULT_TIMEOUT = 60.0
 DEFAULT_AHEAD = 16
+DEFAULT_FUSE = 1 << 20
 _SEED_BITS = 126
 
 
@@ -44,6 +45,8 @@ class MpcFssBackend:
         "mode": f'"{OUTSOURCED}" (default): both servers hold shares of the weights, neither knows them; or "{OWNER}": '
         "party 0 owns the weights and holds them in the clear, which takes fewer bytes.",
         "ahead": f"Inferences for which correlations are kept in stock; {DEFAULT_AHEAD} if not given.",
+        "fuse": "Bytes of correlations that an inference may take for one round less: an activation and the linear "
+        f"layer after it become one step where they fit; {DEFAULT_FUSE} if not given, 0 for never.",
         "timeout": f"Seconds that a party waits for another before it gives up; {DEFAULT_TIMEOUT:g} if not given.",
     }
 
@@ -61,23 +64,22 @@ class MpcFssBackend:
             MissingExtra: The library for AES is not installed.
         """
         _require_cryptography()
-        mode, ahead, timeout = _options(options, self.options)
+        chosen = _options(options, self.options)
         require_supported(self, graph)
-        lowered = lower(graph, os.urandom(16).hex(), mode, timeout, ahead)
+        lowered = lower(graph, os.urandom(16).hex(), **chosen)
         plan, data = lowered.plan, lowered.plan.to_bytes()
         ends = graph.input.shape, graph.input.low, graph.input.high, graph.output_type.shape
         client = ClientHalf(CLIENT_KIND, plan.model, *ends, plan.rings[plan.output])
         spent = asdict(cost(plan))
         sizes = {"bytes_between_parties": spent.pop("bytes"), "bytes_from_dealer": spent.pop("dealt_bytes")}
         once = {"bytes_once": 2 * masked_bytes(plan)}
-        chosen = {"mode": mode, "ahead": ahead, "timeout": timeout, "tls": "1.3"}
         return Program(
             servers=tuple(
                 frame.pack(KIND, [data, part], {"party": party}) for party, part in enumerate(split(lowered))
             ),
             client=client.pack(),
-            guarantee=_guarantee(mode),
-            parameters={"ring_bits": sorted(set(plan.rings.values())), **chosen, **sizes, **once},
+            guarantee=_guarantee(plan.mode),
+            parameters={"ring_bits": sorted(set(plan.rings.values())), **chosen, "tls": "1.3", **sizes, **once},
             counts=spent,
         )
 
@@ -179,15 +181,15 @@ def _require_cryptography() -> None:
         raise missing_extra("mpc-fss", "mpc-fss", "cryptography")
 
 
-def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, int, float]:
-    """Mode, stock and timeout; every problem is listed."""
+def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
+    """All options, checked; every problem is listed."""
     problems = [
         Problem(name, "There is no such option.", f"use {', '.join(known)}.") for name in given if name not in known
     ]
     mode = given.get("mode", OUTSOURCED)
     if mode not in MODES:
         problems.append(Problem("mode", f"Expected {' or '.join(MODES)}, got {mode!r}.", f"use {OUTSOURCED}."))
-    ahead, timeout = 0, 0.0
+    ahead, timeout, fuse = 0, 0.0, -1
     with contextlib.suppress(TypeError, ValueError):
         ahead = int(given.get("ahead", DEFAULT_AHEAD))
     if not 0 < ahead <= 1 << 20:
@@ -196,9 +198,13 @@ def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, i
         timeout = float(given.get("timeout", DEFAULT_TIMEOUT))
     if not 0 < timeout <= 86400:
         problems.append(Problem("timeout", f"Expected seconds in (0, 86400], got {given['timeout']!r}.", "use 60."))
+    with contextlib.suppress(TypeError, ValueError):
+        fuse = int(given.get("fuse", DEFAULT_FUSE))
+    if not 0 <= fuse <= 1 << 30:
+        problems.append(Problem("fuse", f"Expected bytes in [0, {1 << 30}], got {given['fuse']!r}.", "use 0."))
     if problems:
         raise UsageError("The options of mpc-fss can't be used.", problems)
-    return mode, ahead, timeout
+    return {"mode": mode, "timeout": timeout, "ahead": ahead, "fuse": fuse}
 
 
 def _guarantee(mode: str) -> Guarantee:

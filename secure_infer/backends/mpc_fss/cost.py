@@ -65,6 +65,10 @@ def _step_cost(plan: Plan | None, step: Step, batch: int) -> Cost:
         case "Compare" if p["thresholds"][1]:
             compared = Cost(comparisons=size * p["thresholds"][1])
             return _message(size * wire_kind(p["bits"]).itemsize) + compared
+        case "CompareLinear":
+            outputs, inputs = p["weight"]
+            spent = Cost(comparisons=batch * inputs * p["thresholds"][1], multiplications=batch * inputs * outputs)
+            return _message(batch * inputs * wire_kind(p["bits"]).itemsize) + spent
         case "Max":
             total = Cost()
             for pairs in tournament(step):

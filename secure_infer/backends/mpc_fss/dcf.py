@@ -1,11 +1,12 @@
 """Distributed comparison functions: two short keys whose evaluations at x add up to `beta` if x < alpha, else to zero.
 
 The construction is that of Boyle, Chandran, Gilboa, Gupta, Ishai, Kumar and Rathee (EUROCRYPT 2021, figure 1), with two
-changes. The last levels of the tree are cut off: one block of pseudorandom bits serves several neighboring points
+changes. The last levels of the tree are cut off: one node serves several neighboring points
 (Boyle, Gilboa and Ishai, CCS 2016, section 3.2.1). And both control bits of a level sit in the two low bits of its
 correction of seeds, which seeds keep clear, so that seeds have 126 bits.
 
-The generator is AES-128 in the mode of Matyas, Meyer and Oseas, `AES(K, s ^ j) ^ s ^ j`, for j = 0 ... 4. The key K is
+The generator is AES-128 in the mode of Matyas, Meyer and Oseas, `AES(K, s ^ j) ^ s ^ j`, for j = 0 ... 4; a value that
+takes several blocks has j + 8, j + 16 ... as well. The key K is
 the dealer's own, another one for each model, so that nobody can prepare tables for it beforehand (Guo, Katz, Wang and
 Yu, IEEE S&P 2020). Many keys are made and evaluated at once: an array's second axis counts them.
 """
@@ -27,8 +28,8 @@ PRG_KEY_BYTES = 16
 BLOCK = 16
 _ONE = np.uint64(1)
 _CLEAR = np.uint64(0xFFFFFFFFFFFFFFFC)
-_VALUE, _LEAF = np.uint64(2), np.uint64(4)
-_CHUNK = 1 << 13  # functions that are made or evaluated together: their blocks stay in the processor's cache
+_VALUE, _LEAF, _NEXT = 2, 4, 8
+_WORDS = 1 << 13  # blocks of values that are made or evaluated together: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Form:
 
     @property
     def cut(self) -> int:
-        """Levels that are cut off: one block holds the values of `2**cut` points."""
+        """Levels that are cut off: as many as leave the values of all points below in one block; or one."""
         room = BLOCK // (self.payload * self.kind.itemsize)
-        return min(self.bits, room.bit_length() - 1)
+        return min(self.bits, max(1, room.bit_length() - 1))
 
     @property
     def levels(self) -> int:
@@ -58,8 +59,24 @@ class Form:
 
     @property
     def leaves(self) -> int:
-        """Points that share the last block."""
+        """Points that share the last node."""
         return 1 << self.cut
+
+    @property
+    def blocks(self) -> int:
+        """Pseudorandom blocks that one value takes."""
+        return -(-self.payload * self.kind.itemsize // BLOCK)
+
+    @property
+    def leaf_blocks(self) -> int:
+        """Blocks that the values of all points below a last node take."""
+        return -(-self.leaves * self.payload * self.kind.itemsize // BLOCK)
+
+    @property
+    def bytes(self) -> int:
+        """Size of what both keys have in common."""
+        value = self.payload * self.kind.itemsize
+        return self.levels * (BLOCK + value) + self.leaves * value
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +108,17 @@ class Generator:
         result ^= blocks
         return result
 
+    def children(self, nodes: Words, kinds: Words) -> Words:
+        """Blocks of several kinds of every node: `(..., 2)` gives `(kinds, ..., 2)`."""
+        blocks = np.repeat(nodes[None], len(kinds), axis=0)
+        blocks[..., 1] ^= kinds.reshape(-1, *(1,) * (nodes.ndim - 1))
+        return self.expand(blocks)
+
+
+def _kinds(first: int, count: int) -> Words:
+    """The kinds of the blocks of one value, or of one leaf: what is added to the upper half of a node."""
+    return np.arange(first, first + _NEXT * count, _NEXT, dtype=np.uint64)
+
 
 def clear_roots(words: Words) -> Words:
     """Uniform words, shape `(n, 2)`, as seeds: their two low bits are cleared."""
@@ -109,7 +137,9 @@ def generate(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: 
         beta: Values below alpha, shape `(n, payload)`.
         roots: Both parties' uniform seeds, each uint64 `(n, 2)`, from `clear_roots`.
     """
-    pieces = [_grow(form, generator, alpha[at], beta[at], (roots[0][at], roots[1][at])) for at in _chunks(len(alpha))]
+    pieces = [
+        _grow(form, generator, alpha[at], beta[at], (roots[0][at], roots[1][at])) for at in _chunks(form, len(alpha))
+    ]
     if len(pieces) == 1:
         return pieces[0]
     return Corrections(
@@ -119,9 +149,10 @@ def generate(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: 
     )
 
 
-def _chunks(count: int) -> list[slice]:
+def _chunks(form: Form, count: int) -> list[slice]:
     """What is made or evaluated together; one empty chunk if there is nothing."""
-    return [slice(start, start + _CHUNK) for start in range(0, max(count, 1), _CHUNK)]
+    size = max(1, _WORDS // max(form.blocks, form.leaf_blocks))
+    return [slice(start, start + size) for start in range(0, max(count, 1), size)]
 
 
 def _grow(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: tuple[Words, Words]) -> Corrections:
@@ -131,15 +162,17 @@ def _grow(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: tup
     state = np.stack(roots)  # (party, n, 2)
     control = np.zeros((2, count), dtype=np.uint64)
     control[1] = 1
+    values_at = _kinds(_VALUE, form.blocks)
+    kinds = np.array([0, _ONE, *np.stack([values_at, values_at + _ONE], axis=1).flat], dtype=np.uint64)
     gap = np.zeros((count, form.payload), dtype=form.kind)  # difference of the parties' sums on the path to alpha
     for level in range(form.levels):
         bit = (alpha >> np.uint64(form.bits - 1 - level)) & _ONE
         right = bit.astype(bool)
-        children = _children(generator, state)  # (kind and side, party, n, 2)
+        children = generator.children(state, kinds)  # (kind and side, party, n, 2)
         flags = children[:2, :, :, 0] & _ONE
         nodes = children[:2].copy()
         nodes[..., 0] &= _CLEAR
-        sums = _words(children[2:], form)
+        sums = _words(children[2:].reshape(form.blocks, 2, 2, count, 2), form)  # (side, party, n, payload)
         kept, lost = np.where(right, 1, 0), np.where(right, 0, 1)
         correction = _side(nodes[:, 0] ^ nodes[:, 1], lost)
         left_flag, right_flag = flags[0, 0] ^ flags[0, 1] ^ bit ^ _ONE, flags[1, 0] ^ flags[1, 1] ^ bit
@@ -171,44 +204,40 @@ def evaluate(form: Form, generator: Generator, party: int, roots: Words, correct
     Returns:
         Shape `(n, payload)`.
     """
-    pieces = [_walk(form, generator, party, roots[at], _part(corrections, at), x[at]) for at in _chunks(len(x))]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    chunks = _chunks(form, len(x))
+    if len(chunks) == 1:
+        return _walk(form, generator, party, roots, corrections, x)
+    pieces = [_walk(form, generator, party, roots[at], _part(corrections, at), x[at]) for at in chunks]
+    return np.concatenate(pieces)
 
 
 def _walk(form: Form, generator: Generator, party: int, roots: Words, common: Corrections, x: Words) -> Ring:
+    """Down all trees at once, level by level. Both halves of nodes are kept apart: numpy is slow on short axes."""
     count = len(x)
-    blocks = np.empty((2, count, 2), dtype=np.uint64)
-    state, control = roots, np.full(count, party, dtype=np.uint64)
+    bits = (x >> np.arange(form.bits - 1, form.cut - 1, -1, dtype=np.uint64)[:, None]) & _ONE
+    blocks, tweaks = np.empty((1 + form.blocks, count, 2), dtype=np.uint64), _kinds(_VALUE, form.blocks)[:, None]
+    low, high, control = roots[:, 0], roots[:, 1], np.full(count, party, dtype=np.uint64)
     total = np.zeros((count, form.payload), dtype=form.kind)
-    for level in range(form.levels):
-        bit = (x >> np.uint64(form.bits - 1 - level)) & _ONE
-        blocks[0] = state
-        blocks[0, :, 1] ^= bit
-        blocks[1] = blocks[0]
-        blocks[1, :, 1] ^= _VALUE
-        node, value = generator.expand(blocks)
-        total += _words(value, form)
-        total += common.values[level] * control.astype(form.kind)[:, None]
-        correction = common.seeds[level] & (np.uint64(0) - control)[:, None]
-        control = (node[:, 0] ^ correction[:, 0] >> bit) & _ONE
-        node ^= correction
-        node[:, 0] &= _CLEAR
-        state = node
-    leaf = _leaf(generator, state, form) + common.leaves * control.astype(form.kind)[:, None, None]
-    index = (x & np.uint64(form.leaves - 1)).astype(np.intp)
-    total += leaf[np.arange(count), index]
-    return np.asarray(-total if party else total)
+    for bit, seeds, values in zip(bits, common.seeds, common.values, strict=True):
+        blocks[0, :, 0] = low
+        np.bitwise_xor(high, bit, out=blocks[0, :, 1])
+        blocks[1:] = blocks[0]
+        blocks[1:, :, 1] ^= tweaks
+        made = generator.expand(blocks)
+        total += _words(made[1:], form)
+        total += values * control.astype(form.kind)[:, None]
+        mask = np.uint64(0) - control
+        left, right = seeds[:, 0] & mask, seeds[:, 1] & mask
+        control = (made[0, :, 0] ^ left >> bit) & _ONE
+        low, high = (made[0, :, 0] ^ left) & _CLEAR, made[0, :, 1] ^ right
+    at = np.arange(count), (x & np.uint64(form.leaves - 1)).astype(np.intp)
+    total += _leaf(generator, np.stack([low, high], axis=1), form)[at]
+    total += common.leaves[at] * control.astype(form.kind)[:, None]
+    return np.negative(total, out=total) if party else total
 
 
 def _part(corrections: Corrections, at: slice) -> Corrections:
     return Corrections(corrections.seeds[:, at], corrections.values[:, at], corrections.leaves[at])
-
-
-def _children(generator: Generator, state: Words) -> Words:
-    """Left and right seed, left and right value, of both parties' nodes `(party, n, 2)`: shape `(4, party, n, 2)`."""
-    blocks = np.repeat(state[None], 4, axis=0)
-    blocks[..., 1] ^= np.arange(4, dtype=np.uint64)[:, None, None]
-    return generator.expand(blocks)
 
 
 def _last(form: Form, generator: Generator, alpha: Words, beta: Ring, state: Words, control: Words, gap: Ring) -> Ring:
@@ -220,15 +249,23 @@ def _last(form: Form, generator: Generator, alpha: Words, beta: Ring, state: Wor
 
 
 def _leaf(generator: Generator, state: Words, form: Form) -> Ring:
-    blocks = state.copy()
-    blocks[:, 1] ^= _LEAF
-    words = generator.expand(blocks).view(form.kind)
-    return np.reshape(words[:, : form.leaves * form.payload], (len(state), form.leaves, form.payload))
+    """The words of all points below the last nodes, `(n, leaves, payload)`."""
+    made = generator.children(state, _kinds(_LEAF, form.leaf_blocks))
+    words = _together(made, form)[..., : form.leaves * form.payload]
+    return np.reshape(words, (len(state), form.leaves, form.payload))
 
 
 def _words(blocks: Words, form: Form) -> Ring:
-    """The first `payload` words of each block."""
-    return np.asarray(blocks.view(form.kind)[..., : form.payload])
+    """The words of values, `(..., n, payload)`, from their blocks, `(blocks, ..., n, 2)`."""
+    return _together(blocks, form)[..., : form.payload]
+
+
+def _together(blocks: Words, form: Form) -> Ring:
+    words = blocks.view(form.kind)
+    if len(words) == 1:
+        return np.asarray(words[0])
+    moved = np.moveaxis(words, 0, -2)
+    return np.reshape(moved, (*moved.shape[:-2], -1))
 
 
 def _sign(control: Words, form: Form) -> Ring:

@@ -14,7 +14,7 @@ import numpy as np
 from secure_infer.backends.mpc_fss.dcf import PRG_KEY_BYTES, Generator, generate
 from secure_infer.backends.mpc_fss.lower import by_channel
 from secure_infer.backends.mpc_fss.material import Field, Gate, Layout, Name, Source, draw, gates, stored, together
-from secure_infer.backends.mpc_fss.plan import Plan, Step
+from secure_infer.backends.mpc_fss.plan import AFFINE, Plan, Step
 from secure_infer.backends.mpc_fss.ring import Affine, Ring, kind_of, low_bits
 from secure_infer.backends.mpc_fss.secrets import masks
 from secure_infer.backends.parties.streams import KEY_BYTES, Stream
@@ -80,7 +80,7 @@ class Dealing:
         self._affine = {
             step.name: Affine(step.parameters, self._masks[step.name, "weight"])
             for step in plan.steps
-            if "weight" in step.parameters
+            if step.kind in AFFINE
         }
 
     def lot(self, count: int) -> tuple[bytes, bytes]:
@@ -92,7 +92,7 @@ class Dealing:
         match step.kind:
             case "Linear" | "Conv2d":
                 lot.total[step.name, "product"] = self._affine[step.name](lot.sum(step.name, "mask"))
-            case "Compare":
+            case "Compare" | "CompareLinear":
                 self._compare(lot, step)
             case "Max":
                 self._maximum(lot, step)
@@ -104,16 +104,24 @@ class Dealing:
                 self._polynomial(lot, step)
 
     def _compare(self, lot: _Lot, step: Step) -> None:
+        """The top bit of each masked number, and a function for its low bits; each times what the bit is wanted for."""
         if not step.parameters["thresholds"][1]:
             return
         bits, kind = step.parameters["bits"], kind_of(step.ring)
-        offsets = spread(self._masks[step.name, "thresholds"], step.shape)
+        offsets = spread(self._masks[step.name, "thresholds"], self._plan.given(step))
         alpha = low_bits(lot.sum(step.name, "mask")[:, None] + offsets, bits).astype(np.uint64)
         alpha = alpha.reshape(lot.count, -1)
         top, low = _split(alpha, bits)
-        lot.total[step.name, "top"] = top.astype(kind)
+        wanted = self._wanted(step)
+        lot.total[step.name, "top"] = top.astype(kind)[..., None] * wanted
         (gate,) = gates(self._plan, step)
-        self._functions(lot, step, gate, low, (1 - 2 * top.astype(kind))[..., None])
+        self._functions(lot, step, gate, low, (1 - 2 * top.astype(kind))[..., None] * wanted)
+
+    def _wanted(self, step: Step) -> Ring:
+        """One; before a linear layer one and a column of its weights for each comparison: `(count, payload)`."""
+        if step.kind == "Compare":
+            return np.ones((1, 1), kind_of(step.ring))
+        return with_ones(self._masks[step.name, "weight"], step.parameters["thresholds"][1], 1)
 
     def _maximum(self, lot: _Lot, step: Step) -> None:
         for i, gate in enumerate(gates(self._plan, step)):
@@ -223,6 +231,12 @@ def spread(rows: Ring, shape: tuple[int, ...]) -> Ring:
     """Rows `(channels | 1, k)`, one value for each of the k columns and each element: `(k, size)`."""
     columns = by_channel(rows, shape)
     return np.broadcast_to(columns, (len(columns), *shape)).reshape(len(columns), -1)
+
+
+def with_ones(weight: Ring, levels: int, one: int) -> Ring:
+    """A one and a column of the weights for each comparison, `(levels * inputs, 1 + outputs)`."""
+    column = np.full((weight.shape[1], 1), one, weight.dtype)
+    return np.tile(np.concatenate([column, weight.T], axis=1), (levels, 1))
 
 
 def sign(values: Ring, power: int) -> Ring:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from secure_infer.backends.mpc_fss.dcf import Corrections, Generator, evaluate
-from secure_infer.backends.mpc_fss.dealing import Greeting, sign, spread
+from secure_infer.backends.mpc_fss.dealing import Greeting, sign, spread, with_ones
 from secure_infer.backends.mpc_fss.material import Gate, Layout, Material, Name, by_level, gates, together
-from secure_infer.backends.mpc_fss.plan import OWNER, Plan, Step
+from secure_infer.backends.mpc_fss.plan import AFFINE, OWNER, Plan, Step
 from secure_infer.backends.mpc_fss.ring import Affine, Ring, embed, kind_of, low_bits, pair, wire_kind
 from secure_infer.backends.mpc_fss.secrets import masks, opened
 from secure_infer.backends.mpc_fss.wire import Wire
@@ -35,11 +35,17 @@ class Evaluator:
     def __init__(self, plan: Plan, party: int, shares: Mapping[Name, Ring], greeting: Greeting, theirs: bytes) -> None:
         self.plan, self.layout, self._party, self._shares = plan, Layout(plan), party, dict(shares)
         self._generator = Generator(greeting.generator)
-        self._known = opened(plan, shares, masks(plan, party, greeting.masks), theirs)
+        held = masks(plan, party, greeting.masks)
+        self._known = opened(plan, shares, held, theirs)
         self._weights: dict[str, Affine] = {}
         self._differences: dict[str, Affine] = {}
+        self._wanted: dict[str, Ring] = {}
         for step in plan.steps:
-            if "weight" in step.parameters:
+            if step.kind == "CompareLinear":
+                name = (step.name, "weight")
+                self._wanted[step.name] = with_ones(held[name], step.parameters["thresholds"][1], 1 - party)
+                self._differences[step.name] = Affine(step.parameters, self._known[name])
+            if step.kind in AFFINE:
                 name = (step.name, "weight")
                 if plan.mode != OWNER or party == 0:
                     self._weights[step.name] = Affine(step.parameters, self._shares.pop(name))
@@ -50,7 +56,7 @@ class Evaluator:
         """Unpack a lot, and do all work on it that needs no input: what linear layers add to their products."""
         material = self.layout.unpack(lot, self._party)
         for step in self.plan.steps:
-            if "weight" in step.parameters:
+            if step.kind in AFFINE:
                 rest = material[step.name, "product"]
                 if step.name in self._differences:
                     rest = rest + self._differences[step.name](material[step.name, "mask"])
@@ -91,6 +97,8 @@ class Evaluator:
                 return self._maximum(step, x, material, wire)
             case "Compare":
                 return self._compare(step, x, material, wire)
+            case "CompareLinear":
+                return self._compare_and_multiply(step, x, material, wire)
             case "Lookup":
                 return self._look_up(step, x, material, wire)
             case "Polynomial":
@@ -119,21 +127,33 @@ class Evaluator:
 
     def _compare(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
         """`base + gain * #{thresholds <= x}`, in one round: see PROTOCOL.md."""
-        levels, bits, kind = step.parameters["thresholds"][1], step.parameters["bits"], kind_of(step.ring)
+        levels, kind = step.parameters["thresholds"][1], kind_of(step.ring)
         base = self._shares[step.name, "base"][0]
         if not levels:
             return np.full(x.shape, base, dtype=kind)
-        n = len(x)
+        below = self._below(step, self._own(1, kind), x, material, wire)
+        count = self._own(levels, kind) - below.reshape(len(x), levels, -1).sum(axis=1, dtype=kind)
+        return np.reshape(base + kind.type(step.parameters["gain"]) * count, x.shape)
+
+    def _compare_and_multiply(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
+        """`weight #{thresholds > x} + bias` in the round of the comparisons: see PROTOCOL.md."""
+        below = self._below(step, self._wanted[step.name], x, material, wire)
+        below = below.reshape(len(x), step.parameters["thresholds"][1], -1, below.shape[-1])
+        kind = below.dtype
+        counts, masked = below[..., 0].sum(axis=1, dtype=kind), below[..., 1:].sum(axis=(1, 2), dtype=kind)
+        return self._differences[step.name](counts) + masked + self._shares[step.name, "bias"]
+
+    def _below(self, step: Step, wanted: Any, x: Ring, material: Material, wire: Wire) -> Ring:
+        """Shares of `wanted [x < t]`, for each comparison: `(n, count, payload)`."""
+        n, bits = len(x), step.parameters["bits"]
         opened = self._open(step.name, "mask", x.reshape(n, -1), bits, material, wire)
-        offsets = spread(self._known[step.name, "thresholds"], step.shape)
+        offsets = spread(self._known[step.name, "thresholds"], self.plan.given(step))
         points = low_bits(opened[:, None] + offsets, bits).astype(np.uint64).reshape(n, -1)
         (gate,) = gates(self.plan, step)
-        share = self._functions(step, gate, points & np.uint64((1 << (bits - 1)) - 1), material)[..., 0]
-        flipped = (points >> np.uint64(bits - 1)).astype(bool)
-        top = material[step.name, "top"] + share
-        below = np.where(flipped, self._own(1, kind) - top, top).reshape(n, levels, -1).sum(axis=1, dtype=kind)
-        count = self._own(levels, kind) - below
-        return np.reshape(base + kind.type(step.parameters["gain"]) * count, x.shape)
+        share = self._functions(step, gate, points & np.uint64((1 << (bits - 1)) - 1), material)
+        share += material[step.name, "top"].reshape(share.shape)
+        flipped = (points >> np.uint64(bits - 1)).astype(bool)[..., None]
+        return np.where(flipped, wanted - share, share)
 
     def _maximum(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
         """A tournament: `max(a, b) = a + relu(b - a)`, all pairs of a round at once."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from secure_infer.backends.mpc_fss.dcf import Form
 from secure_infer.backends.mpc_fss.plan import Plan, Step
 from secure_infer.backends.mpc_fss.ring import GREATEST_DEPTH, KINDS, Ring, depth_of, kind_of
 from secure_infer.errors import Problem, UnsupportedNetwork
@@ -49,14 +51,15 @@ class Lowered:
     secrets: Mapping[str, Mapping[str, Ring]]
 
 
-def lower(graph: Graph, model: str, mode: str, timeout: float, ahead: int) -> Lowered:
-    """Lower a graph.
+def lower(graph: Graph, model: str, mode: str, timeout: float, ahead: int, fuse: int = 0) -> Lowered:
+    """Lower a graph; an activation and the layer after it become one step if that takes at most `fuse` bytes dealt.
 
     Raises:
         UnsupportedNetwork: Numbers that no ring holds, or tables and polynomials that are too large; all are listed.
     """
     _require_fit(graph)
     drafts = [draft for node in graph.nodes for draft in _drafts(graph, node)]
+    drafts = _fused(graph, drafts, _rings(graph, drafts), fuse)
     rings = _rings(graph, drafts)
     steps = [Step(**{**draft.step.__dict__, "ring": rings[draft.step.name]}) for draft in drafts]
     plan = Plan(model, mode, timeout, ahead, graph.input.shape, rings[INPUT], tuple(steps), graph.output)
@@ -190,6 +193,55 @@ def _polynomial_range(rows: Integers, kind: TensorType) -> tuple[int, int]:
         for row in rows
     ]
     return min(low for low, _ in sums), max(high for _, high in sums)
+
+
+def _fused(graph: Graph, drafts: list[Draft], rings: Mapping[str, int], limit: int) -> list[Draft]:
+    """With a round less for each activation that a linear layer alone reads, if their comparisons stay small."""
+    readers = Counter([graph.output, *(source for draft in drafts for source in draft.step.inputs)])
+    found: dict[str, Draft] = {}
+    for draft in drafts:
+        found[draft.step.name] = draft
+        path = _back_to_activation(draft, found, readers) if draft.step.kind == "Linear" else []
+        if path:
+            joined = _joined(path[-1], draft)
+            if 0 < _fused_bytes(joined.step, kind_of(rings[draft.step.name])) <= limit:
+                found[draft.step.name] = joined
+                for each in path:
+                    del found[each.step.name]
+    return list(found.values())
+
+
+def _back_to_activation(draft: Draft, known: Mapping[str, Draft], readers: Mapping[str, int]) -> list[Draft]:
+    """What lies between a layer and the activation before it, which comes last; empty if others read that as well."""
+    path: list[Draft] = []
+    while not path or path[-1].step.kind == "Reshape":
+        before = known.get((path[-1] if path else draft).step.inputs[0])
+        if before is None or readers[before.step.name] > 1:
+            return []
+        path.append(before)
+    return path if path[-1].step.kind == "Compare" else []
+
+
+def _joined(first: Draft, second: Draft) -> Draft:
+    """`W (base + gain (levels - below)) + bias`, where so many thresholds are below each input, as a map of `below`."""
+    levels, gain = first.step.parameters["thresholds"][1], first.step.parameters["gain"]
+    weight, bias = second.arrays["weight"], second.arrays["bias"]
+    arrays = {
+        "thresholds": first.arrays["thresholds"],
+        "weight": -gain * weight,
+        "bias": bias + weight.sum(axis=1) * (first.arrays["base"] + gain * levels),
+    }
+    parameters = {name: first.step.parameters[name] for name in ("thresholds", "bits")}
+    parameters["weight"] = second.step.parameters["weight"]
+    step = Step(second.step.name, "CompareLinear", first.step.inputs, second.step.shape, 0, parameters)
+    return Draft(step, arrays, False, first.need, second.range)
+
+
+def _fused_bytes(step: Step, kind: np.dtype[Any]) -> int:
+    """Bytes dealt to a party for the comparisons of such a step; zero if there are none."""
+    outputs, inputs = step.parameters["weight"]
+    form = Form(step.parameters["bits"] - 1, 1 + outputs, kind)
+    return int(inputs * step.parameters["thresholds"][1] * (form.bytes + form.payload * kind.itemsize))
 
 
 def _rings(graph: Graph, drafts: list[Draft]) -> dict[str, int]:

@@ -81,6 +81,9 @@ def gates(plan: Plan, step: Step) -> list[Gate]:
     match step.kind:
         case "Compare":
             return [Gate("", Form(p["bits"] - 1, 1, kind), step.size * p["thresholds"][1])]
+        case "CompareLinear":
+            outputs, inputs = p["weight"]
+            return [Gate("", Form(p["bits"] - 1, 1 + outputs, kind), inputs * p["thresholds"][1])]
         case "Max":
             return [Gate(f"{i} ", Form(p["bits"] - 1, 2, kind), n) for i, n in enumerate(tournament(step))]
         case "Shift":
@@ -151,6 +154,10 @@ class Layout:
                 levels = p["thresholds"][1]
                 mask = field("mask", (step.size,), Source.SEED, p["bits"], wire_kind(p["bits"]))
                 return [mask, field("top", (levels * step.size,), Source.SPLIT), *made] if levels else []
+            case "CompareLinear":
+                mask = field("mask", shape, Source.SEED, p["bits"], wire_kind(p["bits"]))
+                (gate,) = gates(self.plan, step)
+                return [mask, field("top", (gate.count, gate.form.payload), Source.SPLIT), *made]
             case "Max":
                 for i, count in enumerate(tournament(step)):
                     made.append(field(f"{i} mask", (count,), Source.SEED))

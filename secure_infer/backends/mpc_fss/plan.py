@@ -17,6 +17,8 @@ SCHEMA = 1
 OUTSOURCED, OWNER = "outsourced", "owner"
 MODES = (OUTSOURCED, OWNER)
 
+AFFINE = frozenset({"Linear", "Conv2d"})
+"""Kinds of steps that open their input and multiply it."""
 PARAMETERS: Mapping[str, frozenset[str]] = {
     "Linear": frozenset({"weight"}),
     "Conv2d": frozenset({"weight", "stride", "padding", "dilation", "groups"}),
@@ -25,6 +27,7 @@ PARAMETERS: Mapping[str, frozenset[str]] = {
     "Max": frozenset({"kernel", "stride", "padding", "bits"}),
     "Reshape": frozenset(),
     "Compare": frozenset({"thresholds", "bits", "gain"}),
+    "CompareLinear": frozenset({"thresholds", "bits", "weight"}),
     "Lookup": frozenset({"table", "bits"}),
     "Polynomial": frozenset({"coefficients"}),
     "Shift": frozenset({"places", "bits"}),
@@ -35,6 +38,7 @@ weight thresholds table coefficients   shape of the secret array of that name; a
                        many thresholds there are for each channel, or, with one row, for all
 bits                   of the numbers that are compared, of a table's index, of a number that is shifted
 gain                   what the output grows by at each threshold
+                       (a CompareLinear multiplies its weight by the number of thresholds above each input)
 places                 bits that are shifted out
 kernel ... groups      as in the graph
 """
@@ -100,6 +104,10 @@ class Plan:
     def rings(self) -> dict[str, int]:
         """Ring of every value."""
         return {INPUT: self.input_ring, **{step.name: step.ring for step in self.steps}}
+
+    def given(self, step: Step) -> Shape:
+        """Shape of what a step reads."""
+        return self.shapes[step.inputs[0]]
 
     def to_bytes(self) -> bytes:
         """The plan as JSON."""

@@ -72,8 +72,8 @@ class Ran:
 class Engine:
     """A network, set up at both parties."""
 
-    def __init__(self, graph: Graph, mode: str) -> None:
-        lowered = lower(graph, "0" * 32, mode, 60.0, 4)
+    def __init__(self, graph: Graph, mode: str, fuse: int = 0) -> None:
+        lowered = lower(graph, "0" * 32, mode, 60.0, 4, fuse)
         self.plan = lowered.plan
         both = greetings(os.urandom(32), self.plan.to_bytes())
         halves = [shares(self.plan, party, half) for party, half in enumerate(split(lowered))]

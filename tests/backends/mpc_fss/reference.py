@@ -14,7 +14,7 @@ class Slow:
         self.encryptor = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
         self.bits, self.payload, self.word = bits, payload, word
         self.cut = 0
-        while (2 << self.cut) * payload * word <= 128 and self.cut < bits:
+        while (self.cut == 0 or (2 << self.cut) * payload * word <= 128) and self.cut < bits:
             self.cut += 1
 
     def block(self, seed: int, tweak: int) -> int:
@@ -23,8 +23,11 @@ class Slow:
         made = self.encryptor.update(given.to_bytes(16, "little"))
         return int.from_bytes(made, "little") ^ given
 
-    def words(self, block: int) -> list[int]:
-        return [(block >> (self.word * i)) & ((1 << self.word) - 1) for i in range(128 // self.word)]
+    def words(self, seed: int, tweak: int, count: int) -> list[int]:
+        blocks = [self.block(seed, tweak + 8 * i) for i in range(-(-count * self.word // 128))]
+        text = b"".join(block.to_bytes(16, "little") for block in blocks)
+        size = self.word // 8
+        return [int.from_bytes(text[size * i : size * (i + 1)], "little") for i in range(count)]
 
     def value(
         self,
@@ -40,7 +43,7 @@ class Slow:
         total = [0] * self.payload
         for level in range(self.bits - self.cut):
             right = (x >> (self.bits - 1 - level)) & 1
-            below, numbers = self.block(seed, right), self.words(self.block(seed, 2 + right))
+            below, numbers = self.block(seed, right), self.words(seed, 2 + right, self.payload)
             flag = below & 1
             seed = below & LOW
             for i in range(self.payload):
@@ -49,7 +52,7 @@ class Slow:
                 seed ^= seeds[level] & LOW
                 flag ^= (seeds[level] >> right) & 1
             control = flag
-        numbers = self.words(self.block(seed, 4))
+        numbers = self.words(seed, 4, self.payload << self.cut)
         leaf = x % (1 << self.cut)
         for i in range(self.payload):
             total[i] += numbers[leaf * self.payload + i] + (leaves[leaf][i] if control else 0)

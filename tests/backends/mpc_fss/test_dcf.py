@@ -13,6 +13,7 @@ from tests.backends.mpc_fss.reference import Slow
 
 KINDS = {16: np.dtype(np.uint16), 32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
 FORMS = [(bits, payload, word) for word in KINDS for payload in (1, 2) for bits in (1, 2, 3, 4, 7, 15, 31, 63)]
+FORMS += [(bits, payload, word) for word in KINDS for payload in (5, 11, 40) for bits in (1, 2, 12)]
 
 
 def uniform(*shape: int) -> np.ndarray:

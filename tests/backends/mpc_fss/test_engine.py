@@ -85,6 +85,35 @@ CASES = {
 }
 
 
+FUSE = 1 << 20
+FUSED = {
+    "signs": Graph(
+        TensorType((9,), -8, 7),
+        (Node("a", Sign(ints(9)), ("input",)), Node("b", Linear(ints(12, 9, bound=1 << 9), ints(12)), ("a",))),
+        "b",
+    ),
+    "levels by channel, flattened": Graph(
+        IMAGE,
+        (
+            Node("a", QuantRelu(np.sort(ints(4, 3), axis=1), -2), ("input",)),
+            Node("b", Reshape((120,)), ("a",)),
+            Node("c", Linear(ints(3, 120), ints(3)), ("b",)),
+        ),
+        "c",
+    ),
+    "between layers, 64 bits": Graph(
+        VECTOR,
+        (
+            Node("a", Linear(ints(6, 5), ints(6)), ("input",)),
+            Node("b", QuantRelu(np.array([-30, 0, 0, 99])), ("a",)),
+            Node("c", Linear(ints(2, 6, bound=1 << 40), ints(2)), ("b",)),
+            Node("d", Sign(), ("c",)),
+        ),
+        "d",
+    ),
+}
+
+
 def corners(graph: Graph) -> np.ndarray:
     """Random inputs, and both ends of the range."""
     kind = graph.input
@@ -93,8 +122,8 @@ def corners(graph: Graph) -> np.ndarray:
     return x
 
 
-def check(graph: Graph, x: np.ndarray, mode: str) -> None:
-    ran = Engine(graph, mode).run(x)
+def check(graph: Graph, x: np.ndarray, mode: str, fuse: int = 0) -> None:
+    ran = Engine(graph, mode, fuse).run(x)
     assert np.array_equal(ran.outputs, interpret(graph, x))
     expected = cost(ran.plan, len(x))
     assert [pipe.rounds for pipe in ran.pipes] == [expected.rounds] * 2
@@ -118,11 +147,40 @@ def _drawn(examples: int) -> None:
         derandomize=True,
         database=None,
     )
-    @given(graphs(EXACT_OPS | {"Polynomial"}, max_layers=4, max_bits=3), st.integers(0, 2**16), st.sampled_from(MODES))
-    def equals_the_interpreter(graph: Graph, seed: int, mode: str) -> None:
-        check(graph, inputs_for(graph, 3, seed), mode)
+    @given(
+        graphs(EXACT_OPS | {"Polynomial"}, max_layers=4, max_bits=3),
+        st.integers(0, 2**16),
+        st.sampled_from(MODES),
+        st.sampled_from([0, FUSE]),
+    )
+    def equals_the_interpreter(graph: Graph, seed: int, mode: str, fuse: int) -> None:
+        check(graph, inputs_for(graph, 3, seed), mode, fuse)
 
     equals_the_interpreter()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", FUSED)
+def test_an_activation_and_the_layer_after_it_take_one_round(name: str, mode: str) -> None:
+    graph = FUSED[name]
+    apart, joined = (lower(graph, "0" * 32, mode, 60.0, 4, fuse).plan for fuse in (0, FUSE))
+    assert cost(joined).rounds == cost(apart).rounds - 1
+    assert [step.kind for step in joined.steps].count("CompareLinear") == 1
+    check(graph, corners(graph), mode, FUSE)
+    check(graph, corners(graph)[:1], mode, FUSE)
+
+
+def test_only_what_one_layer_alone_reads_is_joined_to_it() -> None:
+    """Not an output, not what another step reads as well, and nothing that would take too many bytes."""
+    first, second = Node("a", Sign(), ("input",)), Node("b", Linear(ints(5, 5), ints(5)), ("a",))
+    twice = Node("c", Add((1, 1)), ("a", "b"))
+    for nodes, output, fuse in (
+        ((first, second), "b", 10),
+        ((first, second), "a", FUSE),
+        ((first, second, twice), "c", FUSE),
+    ):
+        plan = lower(Graph(VECTOR, nodes, output), "0" * 32, "outsourced", 60.0, 4, fuse).plan
+        assert "CompareLinear" not in [step.kind for step in plan.steps]
 
 
 def test_drawn_networks_are_exact() -> None:

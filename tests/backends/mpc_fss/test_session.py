@@ -193,7 +193,15 @@ def test_no_half_alone_holds_the_weights() -> None:
 
 
 def test_options_are_checked() -> None:
-    for options in ({"mode": "both"}, {"ahead": 0}, {"ahead": "many"}, {"timeout": 0}, {"timeout": "soon"}, {"x": 1}):
+    for options in (
+        {"mode": "both"},
+        {"ahead": 0},
+        {"ahead": "many"},
+        {"timeout": 0},
+        {"timeout": "soon"},
+        {"x": 1},
+        {"fuse": -1},
+    ):
         with pytest.raises(UsageError):
             compiled(**options)
     assert "neither" in BACKEND.options["mode"]
