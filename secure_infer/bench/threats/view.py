@@ -20,7 +20,7 @@ from secure_infer.bench.threats.extraction import blank_substitute
 from secure_infer.defenses.prada import Watch
 
 _WATCHED = 100
-_THIEVING = 3 * SEEDS
+_THIEVING, _HONEST, _ORDERS = 3 * SEEDS, 220, 20
 _FALSE_ALARMS = 0.01
 
 
@@ -132,12 +132,16 @@ def _hostile(deployment: Deployment, settings: Settings) -> Tensor:
 def theft_defense(deployment: Deployment, settings: Settings) -> Cell:
     """Notice the theft of a model by how far a client's queries lie apart (PRADA), on what the server gets.
 
-    In the clear it compares the images of each class that it answers; under encryption it has bytes and no class.
+    In the clear it compares the images of each class that it answers; under encryption it has bytes and no class. The
+    threshold is the least statistic of honest clients: known images, in orders drawn at random.
     """
     stolen = _stolen(deployment, settings)
-    honest = some(deployment.weights.images, _THIEVING, settings.seed + 1)
+    known, fresh = some(deployment.weights.images, 2 * _HONEST, settings.seed + 1).chunk(2)
     start = time.perf_counter()
-    passed, kept = (_before_alarm(deployment, part) for part in (stolen, honest))
+    (seen, classes), *others = (_as_answered(deployment, part) for part in (known, stolen, fresh))
+    orders = [torch.randperm(len(seen), generator=torch.Generator().manual_seed(i)) for i in range(_ORDERS)]
+    threshold = min(_least_normality(seen[order], classes[order]) for order in orders)
+    passed, kept = (_before_alarm(*part, threshold) for part in others)
     return Cell(
         "a thief's queries that pass before the alarm",
         passed,
@@ -147,8 +151,8 @@ def theft_defense(deployment: Deployment, settings: Settings) -> Cell:
         queries=len(stolen),
         per="client",
         seconds=time.perf_counter() - start,
-        details={"detector": "PRADA", "attack": "Jacobian-based augmentation"}
-        | {"honest_passed": kept, "n_honest": len(honest)},
+        details={"detector": "PRADA", "attack": "Jacobian-based augmentation", "threshold": threshold}
+        | {"honest_passed": kept, "n_honest": len(fresh)},
     )
 
 
@@ -168,11 +172,31 @@ def _stolen(deployment: Deployment, settings: Settings) -> Tensor:
     return torch.cat(asked)
 
 
-def _before_alarm(deployment: Deployment, images: Tensor) -> int:
+def _as_answered(deployment: Deployment, images: Tensor) -> tuple[Tensor, Tensor]:
+    """A row a query as the server sees it, and the class that it answered: one for all if it can not know."""
+    rows = torch.from_numpy(_as_seen(deployment, images))
+    return rows, torch.zeros(len(rows)) if deployment.encrypted else deployment.own_copy().query(images).labels
+
+
+def _least_normality(rows: Tensor, classes: Tensor) -> float:
+    """The least statistic that PRADA finds while a client asks its queries, from 100 distances on.
+
+    Args:
+        rows: Queries in their order, `(n, features)`, more than 100 above the number of classes.
+        classes: Their answers, `(n,)`.
+    """
+    watch, found = Watch(), []
+    for row, label in zip(rows, classes.tolist(), strict=True):
+        watch.sees(row, int(label))
+        if len(watch.distances) > watch.least:
+            found.append(watch.normality)
+    return min(found)
+
+
+def _before_alarm(rows: Tensor, classes: Tensor, threshold: float) -> int:
     """How many of a client's queries pass until PRADA raises its alarm."""
-    rows, watch = torch.from_numpy(_as_seen(deployment, images)), Watch()
-    labels = torch.zeros(len(rows)) if deployment.encrypted else deployment.own_copy().query(images).labels
-    alarms = (watch.sees(row, int(label)) for row, label in zip(rows, labels, strict=True))
+    watch = Watch(threshold)
+    alarms = (watch.sees(row, int(label)) for row, label in zip(rows, classes.tolist(), strict=True))
     return next((passed for passed, alarm in enumerate(alarms) if alarm), len(rows))
 
 
