@@ -64,7 +64,8 @@ class Compiled:
             mode: "clear" evaluates the network that the protocol computes (exact integers; for CKKS the reals),
                 "simulate" adds the protocol's errors without encrypting, "encrypted" makes keys on first use and
                 computes on real ciphertexts on this machine.
-            seed: Of the errors that "simulate" draws.
+            seed: Of the errors that "simulate" draws. Under TFHE the library draws them itself, whatever the seed: no
+                two runs are the same.
 
         Returns:
             Reals, shape `(n, *output shape)`.

@@ -89,6 +89,7 @@ def integer_cnn(
     activation_bits: Sequence[int],
     span: float,
     noise: float = 0.0,
+    head_noise: float = 0.0,
 ) -> nn.Sequential:
     """A convolutional network each of whose activations is one narrow look-up under TFHE.
 
@@ -102,6 +103,7 @@ def integer_cnn(
         span: Standard deviations of a sum from the least to the greatest level of an activation, about: the distance of
             two levels is a power of two.
         noise: Standard deviation of the training noise, as a share of the range of a layer's sums.
+        head_noise: Standard deviation of the training noise on what the last layer reads.
     """
     depth, height, width = image
     # Pixels are multiples of a power of two, lest the sums be of another number.
@@ -112,7 +114,8 @@ def integer_cnn(
         layers.append(IntegerConv2d(depth, number, kernel, bits, noise, stride=stride, padding=padding))
         layers += [ShiftNorm2d(number, span / ((1 << levels) - 1)), Levels(levels)]
         depth, height, width = number, *_sides(height, width, kernel, stride, padding)
-    return nn.Sequential(*layers, nn.Flatten(), IntegerLinear(depth * height * width, classes, weight_bits[-1]))
+    head = IntegerLinear(depth * height * width, classes, weight_bits[-1], head_noise)
+    return nn.Sequential(*layers, nn.Flatten(), head)
 
 
 def sign_network(
@@ -125,6 +128,7 @@ def sign_network(
     magnitude: float,
     head_bits: int,
     noise: float = 0.0,
+    head_noise: float = 0.0,
 ) -> nn.Sequential:
     """Signs of wide sums, trained to bear the noise of an approximate look-up under TFHE.
 
@@ -137,6 +141,7 @@ def sign_network(
         magnitude: Root mean square of an output's integer weights before a sign.
         head_bits: Bits of the last layer's weights.
         noise: Standard deviation of the training noise, as a share of the sums' own.
+        head_noise: Standard deviation of the training noise on the signs that the last layer reads.
     """
     depth, height, width = image
     layers: list[nn.Module] = [_pixels(input_bits)]
@@ -149,7 +154,7 @@ def sign_network(
     for number in hidden:
         layers += [BalancedLinear(size, number, magnitude, noise), nn.BatchNorm1d(number), Sign()]
         size = number
-    return nn.Sequential(*layers, IntegerLinear(size, classes, head_bits))
+    return nn.Sequential(*layers, IntegerLinear(size, classes, head_bits, head_noise))
 
 
 def polynomial_cnn(

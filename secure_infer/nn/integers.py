@@ -95,15 +95,18 @@ class IntegerLinear(nn.Linear):
         in_features: Inputs.
         out_features: Outputs.
         bits: Bits of a weight, sign included: 2 or more.
+        noise: Standard deviation of the noise that training adds to each input: that of the look-ups it comes from.
     """
 
-    def __init__(self, in_features: int, out_features: int, bits: int) -> None:
+    def __init__(self, in_features: int, out_features: int, bits: int, noise: float = 0.0) -> None:
         super().__init__(in_features, out_features)
-        self.bits = bits
+        self.bits, self.noise = bits, noise
         self.scale = nn.Parameter(torch.tensor([in_features**-0.5]))
 
     def forward(self, input: Tensor) -> Tensor:
         """`(n, in)` to `(n, out)`."""
+        if self.training and self.noise:
+            input = input + self.noise * torch.randn_like(input)
         return functional.linear(input, _integers(self.weight, self.bits)) * self.scale + self.bias
 
     @torch.no_grad()

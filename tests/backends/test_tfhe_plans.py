@@ -14,10 +14,11 @@ from secure_infer.backends.tfhe.evaluate import evaluate, look_up
 from secure_infer.backends.tfhe.options import Options
 from secure_infer.backends.tfhe.plan import plan
 from secure_infer.backends.tfhe.ranges import Range
+from secure_infer.backends.tfhe.roles import Shapes
 from secure_infer.backends.tfhe.rounded import rounded
 from secure_infer.compiler import compile
 from secure_infer.errors import ParametersError, UsageError
-from secure_infer.graph import QuantRelu, Sign, interpret
+from secure_infer.graph import Graph, Linear, Node, QuantRelu, Sign, TensorType, interpret
 from secure_infer.nn.data import load_dataset
 from secure_infer.wire import frame
 from tests.backends.test_tfhe import BACKEND, functions, images, program, uneven, wide
@@ -230,3 +231,37 @@ def test_calibration_that_is_no_data_is_said(x, said, caplog):
     assert len(found) == len(said), found
     for text, word in zip(found, said, strict=True):
         assert word in text and word in caplog.text
+
+
+def far_apart():
+    """Outputs about 900 and -900: one center for both would take eleven bits."""
+    weight = np.random.default_rng(5).choice([-1, 1], (2, 60))
+    nodes = (
+        Node("first", Linear(np.eye(60, dtype=np.int64), np.zeros(60, dtype=np.int64)), ("input",)),
+        Node("bits", Sign(np.full(60, 8)), ("first",)),
+        Node("out", Linear(weight, np.array([900, -900])), ("bits",)),
+    )
+    return Graph(TensorType((60,), 0, 15), nodes, "out")
+
+
+def test_each_output_is_centered_by_itself_and_a_rounded_network_takes_small_keys():
+    graph = far_apart()
+    x = 15 * np.random.default_rng(6).integers(0, 2, (3, 60))
+    made = BACKEND.compile(graph, x, {"rounding": "approximate", "keep_bits": 8, "p_error": 0.9})
+    (chosen,) = made.parameters["parameter_sets"]
+    assert made.parameters["output_bits"] == 7
+    assert (chosen["glwe_dimension"], chosen["polynomial_size"]) == (3, 512)
+    client, (server,) = BACKEND.client(made.client), BACKEND.servers(made.servers)
+    keys = client.keygen()
+    (message,) = client.encrypt(x, keys)
+    got = client.decrypt([server.run(message, keys.evaluation)], keys)
+    # No sign is near its threshold; what is left is the noise of sixty results, about two units.
+    assert np.abs(got - interpret(graph, x)).max() <= 12
+
+
+def test_a_client_half_with_one_center_for_all_outputs_is_still_read():
+    output = {"shape": (2,), "gain": 2, "parts": 1, "center": 7, "rest": [1, 0]}
+    meta = {"input": {"shape": (8,), "low": 0, "high": 15}, "output": output}
+    np.testing.assert_array_equal(Shapes(meta).decode([[1, -1]]), [[17, 12]])
+    each = {**meta, "output": {**output, "center": [7, -7]}}
+    np.testing.assert_array_equal(Shapes(each).decode([[1, -1]]), [[17, -16]])

@@ -16,6 +16,7 @@ from secure_infer.backends.tfhe.plan import Plan, Step
 from secure_infer.backends.tfhe.ranges import ROUNDED_SIGMAS, SIGMAS
 from secure_infer.backends.tfhe.security import require_secure
 from secure_infer.graph.graph import Graph
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
 
 
@@ -25,12 +26,12 @@ class Output:
 
     Attributes:
         bits: Signed bits.
-        center: Integer subtracted from it.
+        center: Integers subtracted from it, shape of one output.
         safe: Whether no input can overflow it.
     """
 
     bits: int
-    center: int
+    center: Integers
     safe: bool
 
 
@@ -72,7 +73,7 @@ def assemble(
             "shape": held.shape,
             "gain": held.gain,
             "parts": held.parts,
-            "center": output.center,
+            "center": output.center.ravel().tolist(),
             "rest": (held.offset % held.gain).ravel().tolist(),
         },
     }

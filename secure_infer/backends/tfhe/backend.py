@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -27,16 +27,19 @@ if TYPE_CHECKING:
     from secure_infer.backends.tfhe.roles import TfheClient, TfheServer
     from secure_infer.backends.tfhe.simulate import Simulation
 
-RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (([1, 2], [10, 11, 12]), ([], []))
-"""GLWE dimensions and logarithms of polynomial sizes to choose from. The first set halves the bootstrapping keys, and
-most often runs faster than the compiler's own choice, which does not count their way from memory; wide look-ups need
-the second."""
-ROUNDED_RESTRICTIONS: tuple[tuple[list[int], list[int]], ...] = (
-    ([3], [9]),
-    ([1, 2], [10, 11, 12]),
-    ([], list(range(8, 17))),
+Restriction: TypeAlias = tuple[list[int], list[int], list[int]]
+RESTRICTIONS: tuple[Restriction, ...] = (([1, 2], [10, 11, 12], []), ([], [], []))
+"""GLWE dimensions, logarithms of polynomial sizes and levels of decomposition to choose from. The first set halves the
+bootstrapping keys, and most often runs faster than the compiler's own choice, which does not count their way from
+memory; wide look-ups need the second."""
+ROUNDED_RESTRICTIONS: tuple[Restriction, ...] = (
+    ([3], [9], [1]),
+    ([3], [9], []),
+    ([1, 2], [10, 11, 12], []),
+    ([], list(range(8, 17)), []),
 )
-"""The same where look-ups round. The first set has the smallest keys that hold sums of results."""
+"""The same where look-ups round. The first set has the smallest keys; the second the smallest ones that hold sums of
+results without noise worth a word."""
 
 
 class TfheBackend:
@@ -138,13 +141,13 @@ def _checked(graph: Graph, calibration: Integers) -> Integers:
 
 def _output(graph: Graph, planned: Plan, calibration: Integers, options: Options) -> Output:
     """The narrowest encoding of the result; for every input if that costs no bit more than for likely ones."""
-    held, worst = planned.result, ranges.worst_case(graph)
-    likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst)
+    held, worst, sigmas = planned.result, ranges.worst_case(graph), ranges.of(options.rounding)
+    likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst, sigmas)
     found = []
     for reach in (worst[graph.output], likely[graph.output]):
-        low, high = (int(f(held.parts * side // held.gain)) for f, side in ((np.min, reach.low), (np.max, reach.high)))
-        center = (low + high + 1) // 2
-        found.append((max(2, bits_of(low - center, high - center)), center))
+        low, high = (held.parts * side // held.gain for side in (reach.low, reach.high))
+        center = (low + high + 1) // 2  # of each output: the classes' ranges need not be alike
+        found.append((max(2, bits_of(int((low - center).min()), int((high - center).max()))), center))
     safe = found[0][0] <= found[1][0]
     return Output(*found[0 if safe else 1], safe)
 
@@ -166,13 +169,15 @@ def _build(graph: Graph, calibration: Integers, planned: Plan, options: Options)
     return output, *_compiled(planned, output, options, calibration[0] - graph.input.low)
 
 
-def _restrictions(planned: Plan) -> Iterable[tuple[list[int], list[int]]]:
+def _restrictions(planned: Plan) -> Iterable[Restriction]:
     """What to choose parameters from. An entry of a rounded table needs two coefficients, or simulation aborts."""
     plans = [step.plan for step in planned.steps]
     bits = [plan.bits - plan.removed for plan in plans if isinstance(plan, LookUp) and plan.approximate]
     if not bits:
         return RESTRICTIONS
-    allowed = [(dims, [size for size in sizes if size > max(bits)]) for dims, sizes in ROUNDED_RESTRICTIONS]
+    allowed = [
+        (dims, [size for size in sizes if size > max(bits)], levels) for dims, sizes, levels in ROUNDED_RESTRICTIONS
+    ]
     return [choice for choice in allowed if choice[1]]
 
 
@@ -184,12 +189,13 @@ def _compiled(planned: Plan, output: Output, options: Options, sample: Integers)
     wanted = None if options.keys_of is None else specs_of(options.keys_of)
     found: list[tuple[Any, dict[str, Any]]] = []
     failure = ParametersError("No secure parameters were tried.")
-    for dimensions, log_sizes in _restrictions(planned) if wanted is None else [([], [])]:
+    for dimensions, log_sizes, levels in _restrictions(planned) if wanted is None else [([], [], [])]:
         settings: dict[str, Any] = {
             "p_error": options.p_error,
             "security": options.security,
             "dimensions": dimensions,
             "log_sizes": log_sizes,
+            "levels": levels,
             "shared": wanted is not None,
         }
         try:

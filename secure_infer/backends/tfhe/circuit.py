@@ -70,12 +70,12 @@ def trace(function: Callable[[Tracer], Tracer], sample: Integers, configuration:
         ) from error
 
 
-def emit(plan: Plan, center: int, bits: int) -> Callable[[Tracer], Tracer]:
+def emit(plan: Plan, center: Integers, bits: int) -> Callable[[Tracer], Tracer]:
     """The function that a plan computes on one encrypted sample of t.
 
     Args:
         plan: The plan.
-        center: Integer subtracted from every output.
+        center: Integers subtracted from the outputs, shape of one output.
         bits: Signed bits of an output.
     """
 

@@ -34,7 +34,8 @@ def look_up_seconds(program: Program) -> dict[str, float]:
     from secure_infer.backends.tfhe.roles import SERVER
 
     half = frame.unpack(program.servers[0], SERVER)
-    settings = {**half.meta["settings"], "dimensions": [], "log_sizes": [], "shared": True, "specs": half.parts[1]}
+    restrictions: dict[str, Any] = {"dimensions": [], "log_sizes": [], "levels": []}
+    settings = {**half.meta["settings"], **restrictions, "shared": True, "specs": half.parts[1]}
     seconds = look_ups = 0.0
     for kind, elements in kinds.items():
         cost, count = _measure(kind, settings)

@@ -103,7 +103,7 @@ def plan(graph: Graph, calibration: Integers, options: Options) -> Plan:
         ParametersError: Accumulators that no look-up can hold; all of them are listed and underlined.
     """
     worst = ranges.worst_case(graph)
-    sigmas = ranges.SIGMAS if options.rounding == "exact" else ranges.ROUNDED_SIGMAS
+    sigmas = ranges.of(options.rounding)
     likely = worst if options.ranges == "worst_case" else ranges.calibrated(graph, calibration, worst, sigmas)
     planner = _Planner(graph, worst, likely, options, {}).run()
     scales = planner.scales()

@@ -21,6 +21,11 @@ FEWEST_SAMPLES = 256
 _WIDEST_TABLE = 1 << 16
 
 
+def of(rounding: str) -> float:
+    """Half-width of a calibrated range in standard deviations under a kind of rounding."""
+    return SIGMAS if rounding == "exact" else ROUNDED_SIGMAS
+
+
 @dataclass(frozen=True, eq=False)
 class Range:
     """Least and greatest value of each element; both arrays have the shape of one sample."""

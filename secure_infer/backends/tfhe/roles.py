@@ -35,8 +35,11 @@ class Shapes:
         self.input_shape = tuple(meta["input"]["shape"])
         self.low, self.high = int(meta["input"]["low"]), int(meta["input"]["high"])
         self.output_shape = tuple(meta["output"]["shape"])
-        self.gain, self.parts, self.center = (int(meta["output"][name]) for name in ("gain", "parts", "center"))
-        self.rest = np.asarray(meta["output"]["rest"], dtype=np.int64).reshape(self.output_shape)
+        self.gain, self.parts = (int(meta["output"][name]) for name in ("gain", "parts"))
+        center, rest = (np.asarray(meta["output"][name], dtype=np.int64) for name in ("center", "rest"))
+        # Older halves have one center for all outputs.
+        self.center = center.reshape(self.output_shape) if center.ndim else center
+        self.rest = rest.reshape(self.output_shape)
 
     def check(self, x: Integers) -> Integers:
         """A batch of inputs as the encrypted integers, `x - low`, shape `(n, *input shape)`."""
@@ -323,6 +326,7 @@ def configuration(
     security: int,
     dimensions: Sequence[int],
     log_sizes: Sequence[int],
+    levels: Sequence[int] = (),
     shared: bool = False,
     specs: bytes | None = None,
 ) -> Any:
@@ -333,6 +337,7 @@ def configuration(
         security: Bits of security.
         dimensions: GLWE dimensions to choose from; empty for any.
         log_sizes: Binary logarithms of polynomial sizes to choose from; empty for any.
+        levels: Levels of a bootstrap's decomposition to choose from; empty for any.
         shared: Whether to choose the keys of a given circuit, if they will do.
         specs: Specs of that circuit.
 
@@ -346,13 +351,15 @@ def configuration(
         restriction.add_available_glwe_dimension(dimension)
     for size in log_sizes:
         restriction.add_available_glwe_log_polynomial_size(size)
+    for level in levels:
+        restriction.add_available_pbs_level_count(level)
     return fhe.Configuration(
         p_error=p_error,
         security_level=getattr(SecurityLevel, f"SECURITY_{security}_BITS"),
         compress_evaluation_keys=True,
         compress_input_ciphertexts=True,
         dump_artifacts_on_unexpected_failures=False,
-        range_restriction=restriction if dimensions or log_sizes else None,
+        range_restriction=restriction if dimensions or log_sizes or levels else None,
         keyset_restriction=keyring.restriction(specs) if shared and specs is not None else None,
     )
 
