@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Self, cast
 
 from secure_infer.backends import load
 from secure_infer.backends.parties import messages
-from secure_infer.backends.parties.meeting import LONGEST_PROPOSAL, name_of
+from secure_infer.backends.parties.meeting import LONGEST_PROPOSAL, is_session, name_of
 from secure_infer.backends.parties.messages import QUERY
 from secure_infer.backends.parties.seam import PARTY_NAMES, TwoParties
 from secure_infer.backends.parties.standing import Link, Seat
@@ -23,6 +24,7 @@ from secure_infer.backends.parties.worker import Worker
 from secure_infer.errors import LimitExceeded, Problem, ProtocolError, SecureInferError, UsageError
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.party_files import PartyHalf
+from secure_infer.wire import frame
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 0.05  # seconds that party 1 looks for a proposed query before it declines
@@ -38,6 +40,11 @@ class _Waiting:
     job: Job
     since: float = field(default_factory=time.monotonic)
     done: Future[Done] = field(default_factory=Future)
+
+    @property
+    def session(self) -> str:
+        """The query's name without its size."""
+        return self.name.partition(":")[0]
 
     def end(self, result: Done | SecureInferError) -> None:
         """Answer, unless nobody waits any more."""
@@ -75,6 +82,7 @@ class PartyRunner:
         self._trouble: SecureInferError | None = _not_connected(seat.role)
         self._worker: Worker | None = None
         self._counts: Counter[str] = Counter(busy=0, restarts=0)
+        self._refusals, self._refused = list[str](), OrderedDict[str, None]()  # here, and by the other party
         self._closing = False
         self._thread = threading.Thread(target=self._keep, name=seat.role, daemon=True)
 
@@ -91,7 +99,11 @@ class PartyRunner:
             LimitExceeded: Too many wait.
             ProtocolError: A role is gone, or the other party was not sent the same request in time.
         """
-        share = messages.unpack(job.message, QUERY, self._half.model, self._party, self._half.input_shape)
+        try:
+            share = messages.unpack(job.message, QUERY, self._half.model, self._party, self._half.input_shape)
+        except SecureInferError:
+            self._refuse(job.message)
+            raise
         entry = _Waiting(name_of(share.session, len(share.values)), job)
         self._admit(entry)
         try:
@@ -120,10 +132,43 @@ class PartyRunner:
             await asyncio.to_thread(self._thread.join)
         self._fail(ProtocolError("The party was stopped.", [Problem(self._seat.role, "It ended.", "start it again.")]))
 
+    def _refuse(self, message: bytes) -> None:
+        """Have the other party told that it waits for a share that was refused here, if the share says for which."""
+        with contextlib.suppress(SecureInferError):
+            session = frame.unpack(message, QUERY).meta.get("session")
+            if isinstance(session, str) and is_session(session):
+                with self._changed:
+                    self._refusals = [*self._refusals, session][-LONGEST_PROPOSAL:]
+                    self._changed.notify_all()
+
+    def _tell(self) -> list[str]:
+        with self._changed:
+            told, self._refusals = self._refusals, []
+            return told
+
+    def _told(self, sessions: Sequence[str]) -> None:
+        """Answer the requests whose other share was refused; they are remembered, since a share may be yet to come."""
+        with self._changed:
+            self._refused.update(dict.fromkeys(sessions))
+            while len(self._refused) > LONGEST_PROPOSAL:
+                self._refused.popitem(last=False)
+            ended = [entry for entry in self._waiting.values() if entry.session in sessions]
+            for entry in ended:
+                del self._waiting[entry.name]
+        for entry in ended:
+            entry.end(self._refusal())
+
+    def _refusal(self) -> ProtocolError:
+        other = PARTY_NAMES[1 - self._party]
+        problem = Problem(other, "It can't use its share.", "send each party the message that was made for it.")
+        return ProtocolError(f"The {other} refused its share of this request.", [problem])
+
     def _admit(self, entry: _Waiting) -> None:
         with self._changed:
             if self._trouble is not None:
                 raise _again(self._trouble)
+            if entry.session in self._refused:
+                raise self._refusal()
             if len(self._waiting) >= self._capacity:
                 raise LimitExceeded(
                     "Too many requests wait.",
@@ -197,14 +242,15 @@ class PartyRunner:
 
     def _lead(self, link: Link) -> None:
         offered = self._next(self._half.setup.timeout / _SIGNS_OF_LIFE)
-        chosen = link.call("propose", {"names": list(offered)}).meta["chosen"]
-        if chosen:
-            self._evaluate(link, offered[chosen])
+        answer = link.call("propose", {"names": list(offered), "refused": self._tell()}).meta
+        self._told(answer["refused"])
+        if answer["chosen"]:
+            self._evaluate(link, offered[answer["chosen"]])
 
     def _next(self, seconds: float) -> dict[str, _Waiting]:
         """What to propose: the first job of each client, then the second of each, and so on."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing, seconds)
+            self._changed.wait_for(lambda: self._waiting or self._refusals or self._closing, seconds)
             earlier: Counter[str] = Counter()
             ranked = []
             for place, entry in enumerate(self._waiting.values()):
@@ -213,8 +259,10 @@ class PartyRunner:
         return {entry.name: entry for _, _, entry in sorted(ranked, key=lambda each: each[:2])[:LONGEST_PROPOSAL]}
 
     def _follow(self, link: Link) -> None:
-        entry = self._first_of(link.call("hear").meta["names"])
-        link.call("choose", {"chosen": entry.name if entry else ""})
+        heard = link.call("hear").meta
+        self._told(heard["refused"])
+        entry = self._first_of(heard["names"])
+        link.call("choose", {"chosen": entry.name if entry else "", "refused": self._tell()})
         if entry:
             self._evaluate(link, entry)
 

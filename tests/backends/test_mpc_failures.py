@@ -68,7 +68,7 @@ def test_a_party_that_is_run_alone_gives_up_and_stays_usable() -> None:
     client, x = BACKEND.client(program.client), inputs_for(graph, 2)
     try:
         for party in (0, 1):
-            with pytest.raises(ProtocolError, match=f"party {1 - party} was silent for 3 s"):
+            with pytest.raises(ProtocolError, match=f"party {1 - party} was not given its share within 3 s"):
                 roles[party].run(client.encrypt(x, client.keygen())[party], b"")
         messages = client.encrypt(x, client.keygen())
         assert np.array_equal(client.decrypt(run_both(roles, messages), client.keygen()), interpret(graph, x))

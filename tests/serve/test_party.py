@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from secure_infer.serve.party_files import (
     read_protocol,
     split,
 )
+from secure_infer.wire import frame
 
 pytest.importorskip("crypten")
 
@@ -159,6 +161,28 @@ def test_shares_that_do_not_belong_together_harm_nobody(trio: Trio) -> None:
         assert all("did not join in" in str(failure) for failure in failures)
         assert np.array_equal(await trio.ask(x), interpret(GRAPH, x))
         assert trio.runners[0].status()["restarts"] == 0
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("party", [0, 1])
+def test_a_share_that_one_party_refuses_is_an_error_at_the_other_at_once(trio: Trio, party: int) -> None:
+    async def play() -> None:
+        for late in (False, True):
+            jobs = trio.messages(inputs(), seconds=60.0)
+            share = frame.unpack(jobs[party].message, "mpc-share")
+            bad = replace(jobs[party], message=frame.pack("mpc-share", [share.parts[0][:-8]], share.meta))
+            started = time.monotonic()
+            runs = [trio.runners[party].run(bad), trio.runners[1 - party].run(jobs[1 - party])]
+            if late:
+                with pytest.raises(BundleError):
+                    await runs.pop(0)
+                await asyncio.sleep(1.5)
+            failures = await asyncio.gather(*runs, return_exceptions=True)
+            assert f"party {party} refused its share" in str(failures[-1])
+            assert time.monotonic() - started < 10
+        x = inputs()
+        assert np.array_equal(await trio.ask(x), interpret(GRAPH, x))
 
     asyncio.run(play())
 

@@ -13,6 +13,7 @@ from secure_infer.backends.base import Guarantee, Program, require_supported
 from secure_infer.backends.mpc.cost import cost
 from secure_infer.backends.mpc.plan import DEALER, FIRST_PARTY, Plan, plan
 from secure_infer.backends.parties.client import PARTIES, ClientHalf, SharingClient
+from secure_infer.backends.parties.halves import parts_of, unpack_both
 from secure_infer.backends.parties.seam import Half, Setup
 from secure_infer.errors import BundleError, Problem, UnsupportedNetwork, UsageError, missing_extra
 from secure_infer.graph import OPS, Polynomial, interpret, store
@@ -148,15 +149,7 @@ def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Pla
     Raises:
         BundleError: Not two halves of one model, weights in the half of party 1, or weights that do not fit the plan.
     """
-    if len(halves) != PARTIES:
-        raise BundleError(f"Expected {PARTIES} server halves, got {len(halves)}.")
-    (first, _), (second, public) = (unpack_half(half, party) for party, half in enumerate(halves))
-    if first[0] != second[0]:
-        raise BundleError(
-            "The halves belong to different models.",
-            [Problem(KIND, "Their plans differ.", "use the halves of one bundle.")],
-        )
-    return [first, second], public
+    return unpack_both(halves, KIND, unpack_half)
 
 
 def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
@@ -165,27 +158,16 @@ def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
     Raises:
         BundleError: Another party's half, weights in the half of party 1, or weights that do not fit the plan.
     """
-    received = frame.unpack(half, KIND)
-    if received.meta.get("party") != party or len(received.parts) != (3, 1)[party]:
-        raise BundleError(
-            f"This is not the half of party {party}.",
-            [
-                Problem(
-                    KIND,
-                    "It belongs to another party, or holds more or less than that party may hold.",
-                    "pass the halves in order, as compiled.",
-                )
-            ],
-        )
-    public = Plan.from_bytes(received.parts[0])
+    parts = parts_of(half, KIND, party, (3, 1)[party])
+    public = Plan.from_bytes(parts[0])
     if party == 0:
-        graph = store.from_bytes(*received.parts[1:])
-        if plan(graph, public.model, public.provider, public.timeout).to_bytes() != received.parts[0]:
+        graph = store.from_bytes(*parts[1:])
+        if plan(graph, public.model, public.provider, public.timeout).to_bytes() != parts[0]:
             raise BundleError(
                 "The weights of party 0 do not fit the plan.",
                 [Problem(KIND, "They belong to another network.", "fetch or compile the model again.")],
             )
-    return received.parts, public
+    return parts, public
 
 
 def require_crypten() -> None:

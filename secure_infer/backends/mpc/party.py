@@ -46,7 +46,7 @@ class CrypTenParty(Party):
         if self._source:
             self._source.forget()
         self._evaluator = Evaluator(plan, graph, self._protocols)
-        return {}, []
+        return self.loaded(), []
 
     def measure(self, command: Frame) -> Answer:
         """Time one of each primitive."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from secure_infer.errors import BundleError, Problem
+from secure_infer.backends.parties.halves import integer, parameters_of, refused
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Polynomial, QuantRelu, Reshape, Sign, Sum
 from secure_infer.graph.types import Shape, TensorType, bits_of
@@ -29,7 +29,6 @@ _PARAMETERS: dict[str, frozenset[str]] = {
     "QuantRelu": frozenset({"levels", "width"}),
     "Lookup": frozenset({"weight", "width"}),
 }
-_LONGEST_PARAMETER = 8
 
 
 @dataclass(frozen=True)
@@ -102,43 +101,23 @@ class Plan:
             fields = json.loads(data)
             schema = fields.pop("schema")
             if schema != SCHEMA:
-                raise _refused(f"Its schema is {schema}; this version reads {SCHEMA}.")
+                raise refused(f"Its schema is {schema}; this version reads {SCHEMA}.")
             steps = tuple(_step(entry) for entry in fields.pop("steps"))
-            shape = tuple(_integer(size) for size in fields.pop("input_shape"))
+            shape = tuple(integer(size) for size in fields.pop("input_shape"))
             plan = cls(**fields, input_shape=shape, steps=steps)
             if plan.provider not in (DEALER, FIRST_PARTY) or not 0 < float(plan.timeout) < 1e6:
-                raise _refused("Its provider or timeout is not one of ours.")
+                raise refused("Its provider or timeout is not one of ours.")
             if plan.output not in plan.shapes or len(plan.model) != 32:
-                raise _refused("Its output or its name is malformed.")
+                raise refused("Its output or its name is malformed.")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise _refused(f"{type(error).__name__}: {error}.") from error
+            raise refused(f"{type(error).__name__}: {error}.") from error
         return plan
 
 
-def _refused(what: str) -> BundleError:
-    return BundleError(
-        "The plan of a party can't be used.", [Problem("plan", what, "fetch or compile the model again.")]
-    )
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise _refused(f"It holds {str(value)[:40]!r} where a small integer is due.")
-    return value
-
-
 def _step(entry: Mapping[str, Any]) -> Step:
-    parameters = dict(entry["parameters"])
-    if set(entry) != {"name", "kind", "inputs", "shape", "parameters"} or set(parameters) != _PARAMETERS[entry["kind"]]:
-        raise _refused(f"A step has other parameters than a {entry['kind']}.")
-    for value in parameters.values():
-        values = value if isinstance(value, list) else [value]
-        if len(values) > _LONGEST_PARAMETER:
-            raise _refused("A step holds an array.")
-        for number in values:
-            _integer(number)
+    parameters = parameters_of(entry, Step.__dataclass_fields__, _PARAMETERS)
     inputs = tuple(str(name) for name in entry["inputs"])
-    return Step(str(entry["name"]), entry["kind"], inputs, tuple(map(_integer, entry["shape"])), parameters)
+    return Step(str(entry["name"]), entry["kind"], inputs, tuple(map(integer, entry["shape"])), parameters)
 
 
 def plan(graph: Graph, model: str, provider: str, timeout: float) -> Plan:

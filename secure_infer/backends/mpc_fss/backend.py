@@ -16,8 +16,9 @@ from secure_infer.backends.mpc_fss.lower import lower
 from secure_infer.backends.mpc_fss.plan import MODES, OUTSOURCED, OWNER, Plan
 from secure_infer.backends.mpc_fss.secrets import masked_bytes, shares, split
 from secure_infer.backends.parties.client import PARTIES, ClientHalf, SharingClient
+from secure_infer.backends.parties.halves import parts_of, unpack_both
 from secure_infer.backends.parties.seam import Half, Setup
-from secure_infer.errors import BundleError, Problem, UsageError, missing_extra
+from secure_infer.errors import Problem, UsageError, missing_extra
 from secure_infer.graph import OPS, interpret
 from secure_infer.graph.graph import Graph
 from secure_infer.graph.types import Integers
@@ -150,15 +151,7 @@ def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Pla
     Raises:
         BundleError: Not two halves of one model.
     """
-    if len(halves) != PARTIES:
-        raise BundleError(f"Expected {PARTIES} server halves, got {len(halves)}.")
-    (first, _), (second, plan) = (unpack_half(half, party) for party, half in enumerate(halves))
-    if first[0] != second[0]:
-        raise BundleError(
-            "The halves belong to different models.",
-            [Problem(KIND, "Their plans differ.", "use the halves of one bundle.")],
-        )
-    return [first, second], plan
+    return unpack_both(halves, KIND, unpack_half)
 
 
 def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
@@ -167,13 +160,10 @@ def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
     Raises:
         BundleError: Another party's half, or shares of another length than the plan says.
     """
-    received = frame.unpack(half, KIND)
-    if received.meta.get("party") != party or len(received.parts) != 2:
-        problem = Problem(KIND, "It belongs to another party.", "pass the halves in order, as compiled.")
-        raise BundleError(f"This is not the half of party {party}.", [problem])
-    plan = Plan.from_bytes(received.parts[0])
-    shares(plan, party, received.parts[1])
-    return received.parts, plan
+    parts = parts_of(half, KIND, party, 2)
+    plan = Plan.from_bytes(parts[0])
+    shares(plan, party, parts[1])
+    return parts, plan
 
 
 def _require_cryptography() -> None:

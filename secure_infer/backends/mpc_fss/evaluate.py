@@ -40,6 +40,12 @@ class Evaluator:
         self._weights: dict[str, Affine] = {}
         self._differences: dict[str, Affine] = {}
         self._wanted: dict[str, Ring] = {}
+        self._gates = {step.name: gates(plan, step) for step in plan.steps}
+        self._offsets = {
+            step.name: spread(self._known[step.name, "thresholds"], plan.given(step))
+            for step in plan.steps
+            if step.parameters.get("thresholds", (1, 0))[1]
+        }
         for step in plan.steps:
             if step.kind == "CompareLinear":
                 name = (step.name, "weight")
@@ -147,20 +153,19 @@ class Evaluator:
         """Shares of `wanted [x < t]`, for each comparison: `(n, count, payload)`."""
         n, bits = len(x), step.parameters["bits"]
         opened = self._open(step.name, "mask", x.reshape(n, -1), bits, material, wire)
-        offsets = spread(self._known[step.name, "thresholds"], self.plan.given(step))
-        points = low_bits(opened[:, None] + offsets, bits).astype(np.uint64).reshape(n, -1)
-        (gate,) = gates(self.plan, step)
+        points = low_bits(opened[:, None] + self._offsets[step.name], bits).astype(np.uint64).reshape(n, -1)
+        (gate,) = self._gates[step.name]
         share = self._functions(step, gate, points & np.uint64((1 << (bits - 1)) - 1), material)
         share += material[step.name, "top"].reshape(share.shape)
         flipped = (points >> np.uint64(bits - 1)).astype(bool)[..., None]
-        return np.where(flipped, wanted - share, share)
+        return np.asarray(np.where(flipped, wanted - share, share))
 
     def _maximum(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
         """A tournament: `max(a, b) = a + relu(b - a)`, all pairs of a round at once."""
         p, fill = step.parameters, self._shares[step.name, "fill"][0]
         view = windows(x, pair(p["kernel"]), pair(p["stride"]), pair(p["padding"]), fill=fill)
         values = view.reshape(*view.shape[:4], -1)
-        for i, gate in enumerate(gates(self.plan, step)):
+        for i, gate in enumerate(self._gates[step.name]):
             half = values.shape[-1] // 2
             left, right, rest = np.split(values, [half, 2 * half], axis=-1)
             positive = self._relu(step, gate, i, (right - left).reshape(len(x), -1), material, wire)
@@ -214,7 +219,7 @@ class Evaluator:
         places, bits, kind = step.parameters["places"], step.parameters["bits"], kind_of(step.ring)
         shifted = x.reshape(len(x), -1) + self._own(1 << (bits - 1), x.dtype)
         points = self._open(step.name, "mask", shifted, bits, material, wire).astype(np.uint64)
-        low, whole = gates(self.plan, step)
+        low, whole = self._gates[step.name]
         borrow = self._functions(step, low, points & np.uint64((1 << places) - 1), material)[..., 0]
         wrap = self._functions(step, whole, points, material)[..., 0]
         result = wrap - borrow - material[step.name, "high"]

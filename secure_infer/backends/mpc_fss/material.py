@@ -155,7 +155,7 @@ class Layout:
                 mask = field("mask", (step.size,), Source.SEED, p["bits"], wire_kind(p["bits"]))
                 return [mask, field("top", (levels * step.size,), Source.SPLIT), *made] if levels else []
             case "CompareLinear":
-                mask = field("mask", shape, Source.SEED, p["bits"], wire_kind(p["bits"]))
+                mask = field("mask", (p["weight"][1],), Source.SEED, p["bits"], wire_kind(p["bits"]))
                 (gate,) = gates(self.plan, step)
                 return [mask, field("top", (gate.count, gate.form.payload), Source.SPLIT), *made]
             case "Max":

@@ -40,6 +40,7 @@ _PLAN, _DEAL, _PING = b"plan", b"deal", b"ping"
 _PONG = b"pong"
 _STOCKS, _MASTER = "stock", "dealer.key"
 _REFILL = 8  # items that are dealt at once, between runs
+_LARGEST_STOCK = 1 << 28  # bytes to keep ahead for batches larger than the stock was meant for
 
 
 class FssParty(Party):
@@ -86,7 +87,7 @@ class FssParty(Party):
         self._wanted = self._ahead or plan.ahead
         self._due = self._wanted - self._stock.count
         self.idle()
-        return {}, []
+        return self.loaded(), []
 
     def measure(self, command: Frame) -> Answer:
         """Time one of each primitive."""
@@ -117,6 +118,8 @@ class FssParty(Party):
     def _evaluate(self, share: Integers) -> Integers:
         assert self._stock is not None and self._evaluator is not None
         self._items, material = self._stock.take(len(share))
+        room = _LARGEST_STOCK // self._evaluator.layout.item_bytes(1)
+        self._wanted = max(self._wanted, min(len(share), room))  # the next batch may be as large
         self._due = min(self._wanted - self._stock.count, max(_REFILL, len(share)))
         self._due = self._due if self._due >= min(_REFILL, self._wanted) else 0
         return self._evaluator.run(share, material, Wire(self._peer, self._tag))

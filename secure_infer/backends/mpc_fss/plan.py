@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secure_infer.backends.mpc_fss.ring import KINDS
-from secure_infer.errors import BundleError, Problem
+from secure_infer.backends.parties.halves import integer, parameters_of, refused
 from secure_infer.graph.graph import INPUT
 from secure_infer.graph.types import MOST_ELEMENTS, Shape
 
@@ -42,7 +42,6 @@ gain                   what the output grows by at each threshold
 places                 bits that are shifted out
 kernel ... groups      as in the graph
 """
-_LONGEST_PARAMETER = 8
 
 
 @dataclass(frozen=True)
@@ -124,13 +123,13 @@ class Plan:
             fields = json.loads(data)
             schema = fields.pop("schema")
             if schema != SCHEMA:
-                raise _refused(f"Its schema is {schema}; this version reads {SCHEMA}.")
+                raise refused(f"Its schema is {schema}; this version reads {SCHEMA}.")
             steps = tuple(_step(entry) for entry in fields.pop("steps"))
-            shape = tuple(_integer(size) for size in fields.pop("input_shape"))
+            shape = tuple(integer(size) for size in fields.pop("input_shape"))
             plan = cls(**fields, input_shape=shape, steps=steps)
             _require_sound(plan)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise _refused(f"{type(error).__name__}: {error}.") from error
+            raise refused(f"{type(error).__name__}: {error}.") from error
         return plan
 
 
@@ -138,38 +137,20 @@ def _require_sound(plan: Plan) -> None:
     known = {INPUT}
     for step in plan.steps:
         if not set(step.inputs) <= known or step.name in known:
-            raise _refused(f"{step.name} reads values that nothing makes, or is made twice.")
+            raise refused(f"{step.name} reads values that nothing makes, or is made twice.")
         known.add(step.name)
-    if plan.mode not in MODES or not 0 < float(plan.timeout) < 1e6 or not 0 < _integer(plan.ahead) <= 1 << 20:
-        raise _refused("Its mode, timeout or stock is not one of ours.")
+    if plan.mode not in MODES or not 0 < float(plan.timeout) < 1e6 or not 0 < integer(plan.ahead) <= 1 << 20:
+        raise refused("Its mode, timeout or stock is not one of ours.")
     if plan.output not in known or len(plan.model) != 32 or not set(plan.rings.values()) <= set(KINDS):
-        raise _refused("Its output, its name or a ring is malformed.")
-
-
-def _refused(what: str) -> BundleError:
-    return BundleError("The plan of a party can't be used.", [Problem("plan", what, "compile the model again.")])
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise _refused(f"It holds {str(value)[:40]!r} where a small integer is due.")
-    return value
+        raise refused("Its output, its name or a ring is malformed.")
 
 
 def _step(entry: Mapping[str, Any]) -> Step:
-    parameters = dict(entry["parameters"])
-    if set(entry) != set(Step.__dataclass_fields__) or set(parameters) != PARAMETERS[entry["kind"]]:
-        raise _refused(f"A step has other parameters than a {entry['kind']}.")
-    for value in parameters.values():
-        values = value if isinstance(value, list) else [value]
-        if len(values) > _LONGEST_PARAMETER:
-            raise _refused("A step holds an array.")
-        for number in values:
-            _integer(number)
+    parameters = parameters_of(entry, Step.__dataclass_fields__, PARAMETERS)
     if not 0 < parameters.get("bits", 1) <= 64 or not parameters.get("places", 0) < parameters.get("bits", 64):
-        raise _refused("A step compares or shifts by more bits than a ring has.")
-    shape = tuple(map(_integer, entry["shape"]))
+        raise refused("A step compares or shifts by more bits than a ring has.")
+    shape = tuple(map(integer, entry["shape"]))
     if math.prod(shape) > MOST_ELEMENTS:
-        raise _refused("A step's value is too large.")
+        raise refused("A step's value is too large.")
     inputs = tuple(str(name) for name in entry["inputs"])
-    return Step(str(entry["name"]), entry["kind"], inputs, shape, _integer(entry["ring"]), parameters)
+    return Step(str(entry["name"]), entry["kind"], inputs, shape, integer(entry["ring"]), parameters)

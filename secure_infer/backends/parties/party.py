@@ -58,6 +58,11 @@ class Party(ABC):
     def _evaluate(self, share: Integers) -> Integers:
         """A fresh share of the output from a share of a batch."""
 
+    def loaded(self) -> Mapping[str, Any]:
+        """What the answer to `load` says: what shares have to fit."""
+        model, input_shape = self._model()
+        return {"model": model, "input_shape": list(input_shape)}
+
     def run(self, command: Frame) -> Answer:
         """Evaluate the loaded model on a share of a batch."""
         model, input_shape = self._model()
@@ -89,15 +94,17 @@ class Party(ABC):
         names: Sequence[str] = command.meta["names"]
         if not names:
             self._look_after()
-        return {"chosen": meeting.propose(self._peer, names)}, []
+        chosen, refused = meeting.propose(self._peer, names, command.meta.get("refused", ()))
+        return {"chosen": chosen, "refused": refused}, []
 
     def hear(self, command: Frame) -> Answer:
         """Party 1: wait for a proposal."""
-        return {"names": meeting.hear(self._peer)}, []
+        names, refused = meeting.hear(self._peer)
+        return {"names": names, "refused": refused}, []
 
     def choose(self, command: Frame) -> Answer:
         """Party 1: answer a proposal."""
-        meeting.choose(self._peer, command.meta["chosen"])
+        meeting.choose(self._peer, command.meta["chosen"], command.meta.get("refused", ()))
         return {}, []
 
     def close(self) -> None:

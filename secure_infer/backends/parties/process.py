@@ -5,16 +5,17 @@ endian). Whatever a library prints goes to standard error. The process ends when
 
     start    {role, peers, timeout, threads, listen, network, settings}; key, certificate, those of peers   ->  {port}
     connect  {addresses}                                                                ->  {}
-    load     {}; the parts of the party's half                                          ->  {}
+    load     {}; the parts of the party's half                                          ->  {model, input_shape}
     run      {}; a share                                   ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
     measure  {}                                                         ->  {primitive: seconds}
-    propose  {names}                                                    ->  {chosen}        party 0, see `meeting`
-    hear     {}                                                         ->  {names}         party 1
-    choose   {chosen}                                                   ->  {}              party 1
+    propose  {names, refused}                                           ->  {chosen, refused}   party 0, see `meeting`
+    hear     {}                                                         ->  {names, refused}    party 1
+    choose   {chosen, refused}                                          ->  {}                  party 1
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import struct
@@ -125,6 +126,7 @@ def main(sit: Sit, deal: Deal) -> None:
         write_frame(answers, failure(error))
         return
     write_frame(answers, frame.pack(ANSWER, []))
+    gc.freeze()  # what was imported stays: no query has to wait while it is looked through
     while data := read_frame(commands):
         write_frame(answers, _answer(party, frame.unpack(data, COMMAND)))
         party.idle()

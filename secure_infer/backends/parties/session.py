@@ -4,60 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
+from secure_infer.backends.parties import messages
 from secure_infer.backends.parties.channel import HOST, Identity, new_identity
 from secure_infer.backends.parties.messages import QUERY
 from secure_infer.backends.parties.network import chosen
+from secure_infer.backends.parties.pairs import Pairs
 from secure_infer.backends.parties.seam import DEALER_NAME, LONGEST_RUN, PARTY_NAMES, Setup
 from secure_infer.backends.parties.worker import GRACE_SECONDS, START_SECONDS, Worker
-from secure_infer.errors import Problem, ProtocolError, SecureInferError
+from secure_infer.errors import BundleError, Problem, ProtocolError, SecureInferError
+from secure_infer.graph.types import Shape
 from secure_infer.wire import frame
 from secure_infer.wire.frame import Frame
 
 _GLANCE_S, _IDLE_SHARE = 0.1, 0.05
-
-
-class Turns:
-    """Lets queries through one after another, both parties of each together, however their callers interleave."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._current: str | None = None
-        self._done = 0
-
-    @contextlib.contextmanager
-    def take(self, query: str, seconds: float) -> Iterator[None]:
-        """Wait until no other query is running; the turn ends when both parties are done, or one has failed.
-
-        Raises:
-            ProtocolError: Other queries take longer than `seconds`.
-        """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._current in (None, query), seconds):
-                raise ProtocolError(
-                    "The servers are busy.",
-                    [Problem("servers", "Other queries did not end in time.", "ask again later.")],
-                )
-            if self._current is None:
-                self._current, self._done = query, 0
-        try:
-            yield
-        except BaseException:
-            self._end(query, failed=True)
-            raise
-        self._end(query, failed=False)
-
-    def _end(self, query: str, failed: bool) -> None:
-        with self._changed:
-            if self._current == query:
-                self._done += 1
-                if failed or self._done == len(PARTY_NAMES):
-                    self._current = None
-            self._changed.notify_all()
 
 
 class Session:
@@ -75,7 +39,9 @@ class Session:
         threads = max(1, (os.cpu_count() or 1) // 2)
         self.timeout = setup.timeout
         self._workers: dict[str, Worker] = {}
-        self._locks, self._turns = (threading.Lock(), threading.Lock()), Turns()
+        self._pairs = Pairs(self.timeout, LONGEST_RUN * self.timeout, partial(_require_parties, self._workers))
+        self._model = ""
+        self._input_shape: Shape = ()
         self.close = weakref.finalize(self, _end, self._workers)
         try:
             for name in names:
@@ -109,18 +75,40 @@ class Session:
         """Load a model: the parts of each party's half."""
         for name, parts in zip(PARTY_NAMES, halves, strict=True):
             self._worker(name).send("load", parts=parts)
-        self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)
+        loaded = self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)[PARTY_NAMES[0]].meta
+        self._model, self._input_shape = loaded.get("model", ""), tuple(loaded.get("input_shape", ()))
 
     def run(self, party: int, message: bytes) -> Frame:
-        """Run one party; the other must be run meanwhile, in another thread."""
-        worker, limit = self._worker(PARTY_NAMES[party]), LONGEST_RUN * self.timeout
-        query = str(frame.unpack(message, QUERY).meta.get("session"))
+        """Run one party; the other must be run meanwhile, in another thread.
+
+        Raises:
+            BundleError, KeyMismatch: The party can't use its share; the other is told.
+            ProtocolError: The other party can't use its own, or a process or connection failed.
+        """
+        worker = self._worker(PARTY_NAMES[party])
+        query, samples = self._checked(party, message)
+        self._pairs.begin(query, party, samples, message, self._start_run)
         try:
-            with self._turns.take(query, limit), self._locks[party]:
-                worker.send("run", parts=[message])
-                return worker.receive(limit)
+            return worker.receive(LONGEST_RUN * self.timeout)
         except ProtocolError as error:
             raise self._explained(error) from error
+        finally:
+            self._pairs.end(query)
+
+    def _checked(self, party: int, message: bytes) -> tuple[str, int]:
+        """Name of a query, and the samples in a share of it."""
+        if not self._model:
+            return str(frame.unpack(message, QUERY).meta.get("session")), 0
+        try:
+            share = messages.unpack(message, QUERY, self._model, party, self._input_shape)
+        except SecureInferError as error:
+            with contextlib.suppress(BundleError):
+                self._pairs.refuse(str(frame.unpack(message, QUERY).meta.get("session")), party, error)
+            raise
+        return share.session, len(share.values)
+
+    def _start_run(self, party: int, message: bytes) -> None:
+        self._worker(PARTY_NAMES[party]).send("run", parts=[message])
 
     def measure(self) -> dict[str, float]:
         """Seconds for one of each primitive, as party 0 sees it."""
@@ -148,9 +136,7 @@ class Session:
         self._gather(list(self._workers), START_SECONDS)
 
     def _worker(self, name: str) -> Worker:
-        if name not in self._workers:
-            raise ProtocolError("The servers are closed.", [Problem(name, "Its process was ended.", "start again.")])
-        return self._workers[name]
+        return _worker(self._workers, name)
 
     def _gather(self, names: Sequence[str], seconds: float) -> dict[str, Frame]:
         """Everybody's answer; all are read before the first failure is raised, so that none is left in a pipe."""
@@ -223,6 +209,18 @@ class PartyRole:
     def close(self) -> None:
         """End all processes of the session, the other party's too: one is of no use without the other."""
         self._session.close()
+
+
+def _worker(workers: Mapping[str, Worker], name: str) -> Worker:
+    if name not in workers:
+        raise ProtocolError("The servers are closed.", [Problem(name, "Its process was ended.", "start again.")])
+    return workers[name]
+
+
+def _require_parties(workers: Mapping[str, Worker]) -> None:
+    for worker in (_worker(workers, name) for name in PARTY_NAMES):
+        if worker.process.poll() is not None:
+            raise worker.gone()
 
 
 def _burnt(process: int) -> float:

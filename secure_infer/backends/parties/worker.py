@@ -67,7 +67,7 @@ class Worker:
                 self._wait(self._commands, select.POLLOUT, deadline)
                 view = view[os.write(self._commands.fileno(), view) :]
         except (OSError, ValueError) as error:
-            raise self._gone() from error
+            raise self.gone() from error
 
     def receive(self, seconds: float) -> Frame:
         """The answer to a command.
@@ -100,11 +100,11 @@ class Worker:
                 self._wait(self._answers, select.POLLIN, deadline)
                 piece = os.read(self._answers.fileno(), min(count, 1 << 20))
                 if not piece:
-                    raise self._gone()
+                    raise self.gone()
                 pieces.append(piece)
                 count -= len(piece)
         except (OSError, ValueError) as error:
-            raise self._gone() from error
+            raise self.gone() from error
         return b"".join(pieces)
 
     def _wait(self, pipe: IO[bytes], event: int, deadline: float) -> None:
@@ -117,7 +117,8 @@ class Worker:
                 [Problem(self.name, "It took longer than its time limit.", "compile with a longer timeout.")],
             )
 
-    def _gone(self) -> ProtocolError:
+    def gone(self) -> ProtocolError:
+        """The error for a process that has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE_SECONDS)
         return ProtocolError(

@@ -95,6 +95,13 @@ def test_shares_that_do_not_fit_are_refused(started: tuple[Program, Sequence[Par
     foreign = frame.pack("mpc-share", other.parts, {**other.meta, "model": "f" * 32})
     for bad, kind in ((second, BundleError), (short, BundleError), (foreign, KeyMismatch), (b"", BundleError)):
         assert all(isinstance(each, kind) for each in run_both(roles[:1], [bad]))
+    started = time.monotonic()
+    for bad, kind in ((short, BundleError), (foreign, KeyMismatch)):
+        refused, told = run_both(roles, [bad, second])
+        assert isinstance(refused, kind)
+        assert isinstance(told, ProtocolError)
+        assert "party 0 refused its share" in str(told)
+    assert time.monotonic() - started < TIMEOUT / 2
     x = inputs(2)
     assert np.array_equal(ask(program, roles, x), interpret(GRAPH, x))
 

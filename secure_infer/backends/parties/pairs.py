@@ -1,0 +1,129 @@
+"""Brings the two shares of a query together, on the machine that runs both parties; queries run one after another.
+
+A query starts when both parties have a share that they can use. A share that one of them refuses is an error for the
+other at once, and nobody's correlations are spent.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from secure_infer.backends.parties.channel import lost
+from secure_infer.backends.parties.seam import PARTY_NAMES
+from secure_infer.errors import Problem, ProtocolError, SecureInferError
+
+_GLANCE = 0.2  # seconds between two looks at whether the processes are still there
+_REMEMBERED = 64  # refused queries
+
+
+@dataclass(eq=False)
+class _Query:
+    sizes: dict[int, int] = field(default_factory=dict)
+    messages: dict[int, bytes] = field(default_factory=dict)
+    started: bool = False
+    ended: int = 0
+    trouble: SecureInferError | None = None
+
+
+class Pairs:
+    """Queries that wait for their other share, and the one that runs.
+
+    Args:
+        seconds: To wait for the other share.
+        patience: Seconds to wait for other queries.
+        alive: Raises what is wrong if a process has ended.
+    """
+
+    def __init__(self, seconds: float, patience: float, alive: Callable[[], None]) -> None:
+        self._seconds, self._patience, self._alive = seconds, patience, alive
+        self._changed, self._turn = threading.Condition(), threading.Semaphore()
+        self._queries: dict[str, _Query] = {}
+        self._refused: OrderedDict[str, ProtocolError] = OrderedDict()
+
+    def refuse(self, session: str, party: int, error: SecureInferError) -> None:
+        """Tell whoever holds the other share of a query, now or later, that a party refused its own."""
+        what = " ".join([error.summary, *(problem.what for problem in error.problems)])
+        fix = "send each party the message that was made for it."
+        told = ProtocolError(
+            f"The {PARTY_NAMES[party]} refused its share of this query.", [Problem(PARTY_NAMES[party], what, fix)]
+        )
+        with self._changed:
+            self._refused[session] = told
+            while len(self._refused) > _REMEMBERED:
+                self._refused.popitem(last=False)
+            self._changed.notify_all()
+
+    def begin(
+        self, session: str, party: int, samples: int, message: bytes, start: Callable[[int, bytes], None]
+    ) -> None:
+        """Return when both parties work on the query; whoever brings the second share starts both.
+
+        Args:
+            session: Name of the query.
+            party: Whose share it is.
+            samples: In the share.
+            message: The share, for that party.
+            start: Gives a party its message.
+
+        Raises:
+            ProtocolError: The other share was refused, is of another shape or does not come; or a process is gone.
+        """
+        with self._changed:
+            query = self._queries.setdefault(session, _Query())
+            if party in query.sizes:
+                raise ProtocolError("This query is running already.")
+            query.sizes[party], query.messages[party] = samples, message
+            complete = len(query.sizes) == len(PARTY_NAMES)
+        try:
+            if complete:
+                self._start(query, start)
+            self._wait(query, session, 1 - party)
+        except BaseException:
+            self.end(session)
+            raise
+
+    def end(self, session: str) -> None:
+        """A party is done with a query; the next one may start when both are."""
+        with self._changed:
+            query = self._queries.get(session)
+            if query is None:
+                return
+            query.ended += 1
+            if query.ended == len(query.sizes):
+                del self._queries[session]
+                if query.started:
+                    self._turn.release()
+
+    def _start(self, query: _Query, start: Callable[[int, bytes], None]) -> None:
+        try:
+            if len(set(query.sizes.values())) > 1:
+                raise lost(PARTY_NAMES[0], "was given a share of another shape than party 1 for this query")
+            if not self._turn.acquire(timeout=self._patience):
+                raise ProtocolError(
+                    "The servers are busy.",
+                    [Problem("servers", "Other queries did not end in time.", "ask again later.")],
+                )
+            query.started = True
+            for party, message in query.messages.items():
+                start(party, message)
+        except SecureInferError as error:
+            query.trouble = error
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait(self, query: _Query, session: str, other: int) -> None:
+        deadline = time.monotonic() + self._seconds
+        with self._changed:
+            while not query.started and not query.trouble:
+                if session in self._refused:
+                    raise self._refused[session]
+                self._alive()
+                if other not in query.sizes and time.monotonic() > deadline:
+                    raise lost(PARTY_NAMES[other], f"was not given its share within {self._seconds:g} s")
+                self._changed.wait(_GLANCE)
+        if query.trouble:
+            raise type(query.trouble)(query.trouble.summary, query.trouble.problems)
