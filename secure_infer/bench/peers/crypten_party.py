@@ -23,13 +23,13 @@ Step = Callable[[Any], Any]
 _ELEMENT_BYTES = 8
 
 
-def serve(rank: int, port: int, pipe: Connection, relu: bool, network: str) -> None:
+def serve(pipe: Connection, rank: int, port: int, relu: bool, network: str) -> None:
     """Receive the graph, then answer images until the pipe closes.
 
     Args:
+        pipe: To whoever measures.
         rank: 0, which holds the weights, or 1.
         port: Of the rendezvous.
-        pipe: To whoever measures.
         relu: Whether quantized ReLUs become plain ones.
         network: Name of the network to wait for.
     """

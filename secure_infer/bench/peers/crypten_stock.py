@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
-import socket
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -16,10 +13,10 @@ from secure_infer.bench.cases import Entry
 from secure_infer.bench.contender import Reals, Sample, Setup, Subject
 from secure_infer.bench.ours import evaluate, graph_of
 from secure_infer.bench.peers.crypten_party import PARTIES, serve
-from secure_infer.errors import Problem, ProtocolError, UnsupportedNetwork, UsageError, missing_extra
+from secure_infer.bench.peers.spawned import Spawned, free_ports
+from secure_infer.errors import Problem, UnsupportedNetwork, UsageError, missing_extra
 from secure_infer.graph import Conv2d, Graph, Linear, Max, QuantRelu, Reshape, Sign, store
 
-_TIMEOUT_S = 600
 _RELU = "relu"
 
 
@@ -49,7 +46,7 @@ class CryptenStock:
             )
         self._graph, self._settings = graph_of(subject, "mpc"), (bool(entry.options.get(_RELU)), entry.network)
         _require_expressible(self._graph)
-        self._parties: list[tuple[Any, Connection]] = []
+        self._parties = Spawned("crypten")
         try:
             self._start()
         except BaseException:
@@ -69,11 +66,11 @@ class CryptenStock:
     def infer(self, x: npt.NDArray[Any]) -> Sample:
         """One batch; wall time is the slower party's, CPU time that of both."""
         units = np.ascontiguousarray(self._graph.quantize(x), dtype="<i8")
-        for _, pipe in self._parties:
+        for pipe in self._parties.pipes:
             pipe.send_bytes(json.dumps(list(units.shape)).encode())
             pipe.send_bytes(units.tobytes())
-        answers = [json.loads(_receive(pipe)) for _, pipe in self._parties]
-        values = np.frombuffer(_receive(self._parties[0][1]), dtype="<f8").reshape(len(x), -1)
+        answers = [json.loads(self._parties.receive(party)) for party in range(PARTIES)]
+        values = np.frombuffer(self._parties.receive(0), dtype="<f8").reshape(len(x), -1)
         phases = ("encrypt", "run", "decrypt")
         wall = {phase: max(answer["wall_s"][phase] for answer in answers) for phase in phases}
         cpu = {phase: sum(answer["cpu_s"][phase] for answer in answers) for phase in phases}
@@ -85,37 +82,16 @@ class CryptenStock:
 
     def close(self) -> None:
         """End both parties."""
-        for process, pipe in self._parties:
-            pipe.close()
-            process.join(10)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._parties = []
+        self._parties.close()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        port = _free_port()
-        for rank in range(PARTIES):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, port, theirs, *self._settings), daemon=True)
-            process.start()
-            theirs.close()
-            self._parties.append((process, mine))
-        for _, pipe in self._parties:
+        (port,) = free_ports(1)
+        self._parties.start(serve, [(rank, port, *self._settings) for rank in range(PARTIES)])
+        for pipe in self._parties.pipes:
             for part in store.to_bytes(self._graph):
                 pipe.send_bytes(part)
-        for _, pipe in self._parties:
-            _receive(pipe)
-
-
-def _receive(pipe: Connection) -> bytes:
-    if not pipe.poll(_TIMEOUT_S):
-        raise ProtocolError("A CrypTen party does not answer.")
-    try:
-        return pipe.recv_bytes()
-    except (EOFError, OSError) as error:
-        raise ProtocolError("A CrypTen party ended.") from error
+        for party in range(PARTIES):
+            self._parties.receive(party)
 
 
 def _require_expressible(graph: Graph) -> None:
@@ -127,9 +103,3 @@ def _require_expressible(graph: Graph) -> None:
     ]
     if problems:
         raise UnsupportedNetwork("The peer crypten can't run this network.", problems)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

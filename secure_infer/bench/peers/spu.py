@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -24,15 +22,15 @@ from secure_infer.backends.parties.network import LOOPBACK
 from secure_infer.bench.cases import Entry
 from secure_infer.bench.contender import Reals, Sample, Setup, Subject
 from secure_infer.bench.ours import evaluate, graph_of
+from secure_infer.bench.peers.spawned import TIMEOUT_S, Spawned, free_ports, receive
 from secure_infer.client import Stopwatch
-from secure_infer.errors import Problem, ProtocolError, UnsupportedNetwork, UsageError, missing_extra
+from secure_infer.errors import Problem, UnsupportedNetwork, UsageError, missing_extra
 from secure_infer.graph import Conv2d, Graph, Linear, Max, Node, QuantRelu, Reshape, Sign, store
 from secure_infer.graph.types import Pair, channelwise
 
 PROTOCOLS = {"ABY3": 3, "CHEETAH": 2}
 """Parties of each protocol."""
 _RING_BITS = 32
-_TIMEOUT_S = 300
 
 
 class Spu:
@@ -54,7 +52,7 @@ class Spu:
         self._protocol, self._batch = _protocol(entry), entry.batch
         self._graph = graph_of(subject, "mpc")
         _require_expressible(self._graph, entry.network)
-        self._parties: list[tuple[Any, Connection]] = []
+        self._parties = Spawned("spu")
         from spu import Io
 
         self._io = Io(PROTOCOLS[self._protocol], _configuration(self._protocol))
@@ -79,8 +77,8 @@ class Spu:
         watch = Stopwatch()
         with watch.phase("encrypt"):
             self._share("x", self._graph.quantize(x))
-        answers = [json.loads(_receive(pipe)) for _, pipe in self._parties]
-        shares = [_read_share(pipe) for _, pipe in self._parties]
+        answers = [json.loads(receive(pipe, "spu")) for pipe in self._parties.pipes]
+        shares = [_read_share(pipe) for pipe in self._parties.pipes]
         with watch.phase("decrypt"):
             values = np.asarray(self._io.reconstruct(shares), dtype=np.float64).reshape(len(x), -1)
         wall = {**watch.wall_s, "run": max(answer["wall_s"] for answer in answers)}
@@ -93,37 +91,24 @@ class Spu:
 
     def close(self) -> None:
         """End all parties."""
-        for process, pipe in self._parties:
-            pipe.close()
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._parties = []
+        self._parties.close()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork after SPU has been loaded hangs
-        hosts = [f"127.0.0.1:{port}" for port in _free_ports(PROTOCOLS[self._protocol])]
-        for rank in range(len(hosts)):
-            mine, theirs = context.Pipe()
-            arguments = (rank, hosts, theirs, self._protocol, self._batch)
-            process = context.Process(target=_party, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._parties.append((process, mine))
-        for _, pipe in self._parties:
+        hosts = [f"127.0.0.1:{port}" for port in free_ports(PROTOCOLS[self._protocol])]
+        self._parties.start(_party, [(rank, hosts, self._protocol, self._batch) for rank in range(len(hosts))])
+        for pipe in self._parties.pipes:
             for part in store.to_bytes(self._graph):
                 pipe.send_bytes(part)
         for name, values in weights(self._graph).items():
             self._share(name, values)
-        for _, pipe in self._parties:
-            _receive(pipe)
+        for party in range(len(hosts)):
+            self._parties.receive(party)
 
     def _share(self, name: str, values: npt.NDArray[Any]) -> None:
         from spu.libspu import Visibility
 
         shares = self._io.make_shares(np.ascontiguousarray(values, dtype=np.int32), Visibility.VIS_SECRET)
-        for share, (_, pipe) in zip(shares, self._parties, strict=True):
+        for share, pipe in zip(shares, self._parties.pipes, strict=True):
             pipe.send_bytes(name.encode())
             _write_share(pipe, share)
 
@@ -236,7 +221,7 @@ def _gathered(x: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Any:
     return stacked.transpose(0, 2, 1)
 
 
-def _party(rank: int, hosts: Sequence[str], pipe: Connection, protocol: str, batch: int) -> None:
+def _party(pipe: Connection, rank: int, hosts: Sequence[str], protocol: str, batch: int) -> None:
     """A party's process: compile, take shares of weights, then run on shares of images until the pipe closes."""
     os.environ.update(JAX_PLATFORMS="cpu", OMP_NUM_THREADS="1")
     from spu import Runtime, libspu
@@ -250,7 +235,7 @@ def _party(rank: int, hosts: Sequence[str], pipe: Connection, protocol: str, bat
     description = libspu.link.Desc()
     for number, host in enumerate(hosts):
         description.add_party(f"party {number}", host)
-    description.recv_timeout_ms = 1000 * _TIMEOUT_S
+    description.recv_timeout_ms = 1000 * TIMEOUT_S
     link = libspu.link.create_brpc(description, rank)
     runtime = Runtime(link, _configuration(protocol))
     for _ in weights(graph):
@@ -292,23 +277,6 @@ def _read_share(pipe: Connection) -> Any:
     from spu.libspu import Share
 
     share = Share()
-    share.meta = _receive(pipe)
-    share.share_chunks = [_receive(pipe) for _ in range(json.loads(_receive(pipe)))]
+    share.meta = receive(pipe, "spu")
+    share.share_chunks = [receive(pipe, "spu") for _ in range(json.loads(receive(pipe, "spu")))]
     return share
-
-
-def _receive(pipe: Connection) -> bytes:
-    if not pipe.poll(_TIMEOUT_S):
-        raise ProtocolError("An SPU party does not answer.")
-    try:
-        return pipe.recv_bytes()
-    except (EOFError, OSError) as error:
-        raise ProtocolError("An SPU party ended.") from error
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
