@@ -23,10 +23,10 @@ from secure_infer.wire import frame
 from tests.networks import all_corners, small_graph
 
 BAD = [None, -1, 0, 1.5, "x", [], {}, 1 << 70, 1 << 40, float("nan"), float("inf"), [-1], [[1]], [1 << 62, 4]]
-HALVES = {"ckks": "ckks-client", "mpc": "mpc-client"}
+HALVES = {"ckks": "ckks-client", "mpc": "mpc-client", "mpc-fss": "mpc-fss-client"}
 
 
-@pytest.fixture(scope="module", params=["clear", "ckks", "mpc"])
+@pytest.fixture(scope="module", params=["clear", "ckks", "mpc", "mpc-fss"])
 def compiled(request: pytest.FixtureRequest) -> Compiled:
     graph = small_graph(exact=request.param != "ckks")
     return si.compile(graph, all_corners(graph), protocol=request.param)

@@ -16,13 +16,14 @@ from secure_infer.serve.party_files import CERTIFICATE, KEY, MODEL, ROLES
 
 PROTOCOLS = Path(__file__).parents[2] / "protocols"
 NAMES = ("ckks", "mpc", "tfhe")
+COMPOSED = (*NAMES, "mpc-fss")
 
 
 def load(protocol: str, name: str) -> list[Any]:
     return list(yaml.safe_load_all((PROTOCOLS / protocol / name).read_text()))
 
 
-@pytest.mark.parametrize("protocol", NAMES)
+@pytest.mark.parametrize("protocol", COMPOSED)
 def test_compose_follows_its_schema(protocol: str) -> None:
     schemas = pytest.importorskip("check_jsonschema.builtin_schemas")
     import jsonschema
@@ -47,16 +48,16 @@ def commands(protocol: str) -> Iterator[tuple[list[str], dict[str, str]]]:
     """Words and environment of every container in both manifests."""
     for service in load(protocol, "compose.yaml")[0]["services"].values():
         yield service["command"], service.get("environment", {})
-    for document in load(protocol, "kubernetes.yaml"):
+    for document in load(protocol, "kubernetes.yaml") if protocol in NAMES else ():
         if document["kind"] == "StatefulSet":
             for container in document["spec"]["template"]["spec"]["containers"]:
                 yield container["args"], {entry["name"]: entry["value"] for entry in container["env"]}
 
 
-@pytest.mark.parametrize("protocol", NAMES)
+@pytest.mark.parametrize("protocol", COMPOSED)
 def test_their_commands_exist(protocol: str) -> None:
     found = list(commands(protocol))
-    assert len(found) == (6 if protocol == "mpc" else 2)
+    assert len(found) == {"mpc": 6, "mpc-fss": 3}.get(protocol, 2)
     for words, environment in found:
         function = {"serve": serve, "party": party}[words[0]]
         options = {f"--{name.replace('_', '-')}" for name in inspect.signature(function).parameters}
@@ -70,6 +71,15 @@ def test_their_commands_exist(protocol: str) -> None:
         assert {name for name in environment if name.startswith("SECURE_INFER_")} <= known
 
 
+@pytest.mark.parametrize("protocol", ["mpc", "mpc-fss"])
+def test_a_role_mounts_its_own_folder_only(protocol: str) -> None:
+    """Where a stock of correlations is kept, the folder can be written to."""
+    services = load(protocol, "compose.yaml")[0]["services"]
+    mounts = [[v for v in service["volumes"] if v.startswith("./")] for service in services.values()]
+    end = "" if protocol == "mpc-fss" else ":ro"
+    assert sorted(path for (path,) in mounts) == [f"./roles/{role}:/role{end}" for role in ("a", "b", "dealer")]
+
+
 def test_a_role_is_given_its_own_secrets_only() -> None:
     for document in load("mpc", "kubernetes.yaml"):
         if document["kind"] != "StatefulSet":
@@ -79,6 +89,3 @@ def test_a_role_is_given_its_own_secrets_only() -> None:
         paths = {item["path"] for item in secret["items"]}
         assert {KEY, CERTIFICATE, *(f"peers/{other}.pem" for other in ROLES if other != role)} <= paths
         assert (MODEL in paths) == (role != "dealer")
-    services = load("mpc", "compose.yaml")[0]["services"]
-    mounts = [[v.split(":")[0] for v in service["volumes"] if v.startswith("./")] for service in services.values()]
-    assert sorted(path for (path,) in mounts) == ["./roles/a", "./roles/b", "./roles/dealer"]

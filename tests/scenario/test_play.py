@@ -23,24 +23,27 @@ from secure_infer.wire import frame
 from tests.cli.command import call, succeed
 
 PROTOCOLS = Path(__file__).parents[2] / "protocols"
-SERVERS = {"ckks": {"server"}, "tfhe": {"server"}, "mpc": {"party 0", "party 1"}}
+SERVERS = {"ckks": {"server"}, "tfhe": {"server"}, "mpc": {"party 0", "party 1"}, "mpc-fss": {"party 0", "party 1"}}
 
 
 @pytest.mark.parametrize(
-    "protocol", ["ckks", *(pytest.param(name, marks=pytest.mark.full) for name in ("tfhe", "mpc"))]
+    "protocol", ["ckks", *(pytest.param(name, marks=pytest.mark.full) for name in ("tfhe", "mpc", "mpc-fss"))]
 )
 def test_a_protocol_folder_runs(protocol: str) -> None:
     found = succeed("run", PROTOCOLS / protocol)
     assert len(found["predictions"]) == 3
     assert all(each["predicted"] == each["clear"] for each in found["predictions"])
     servers = SERVERS[protocol]
-    assert set(found["roles"]) == {"client", *servers} | ({"dealer"} if protocol == "mpc" else set())
+    assert set(found["roles"]) == {"client", *servers} | ({"dealer"} if len(servers) == 2 else set())
     _kept_and_sent(found, servers)
     _as_the_servers_say(found, servers)
     if protocol == "mpc":
         dealt = {entry["kind"] for entry in found["roles"]["dealer"]["holds"]}
         assert dealt == {"certificate", "private key"}
         assert [each["rounds"] for each in found["statistics"]] == [8] * 3
+    if protocol == "mpc-fss":
+        assert [each["rounds"] for each in found["statistics"]] == [2] * 3
+        assert [each["first_item"] for each in found["statistics"]] == [0, 1, 2]
 
 
 def _kept_and_sent(found: dict[str, Any], servers: set[str]) -> None:
