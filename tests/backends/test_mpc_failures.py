@@ -57,7 +57,8 @@ def test_refused_messages_leave_the_parties_usable(session: Session) -> None:
     ]
     failures = failures_of_both(roles, uneven)
     assert all("share of another shape" in str(failure) for failure in failures)
-    y = client.decrypt(run_both(roles, good), client.keygen())
+    assert all("refused its share" in str(failure) for failure in failures_of_both(roles, good))
+    y = client.decrypt(run_both(roles, client.encrypt(x, client.keygen())), client.keygen())
     assert np.array_equal(y, interpret(TINY, x))
 
 

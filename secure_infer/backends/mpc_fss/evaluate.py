@@ -147,7 +147,7 @@ class Evaluator:
         below = below.reshape(len(x), step.parameters["thresholds"][1], -1, below.shape[-1])
         kind = below.dtype
         counts, masked = below[..., 0].sum(axis=1, dtype=kind), below[..., 1:].sum(axis=(1, 2), dtype=kind)
-        return self._differences[step.name](counts) + masked + self._shares[step.name, "bias"]
+        return np.asarray(self._differences[step.name](counts) + masked + self._shares[step.name, "bias"])
 
     def _below(self, step: Step, wanted: Any, x: Ring, material: Material, wire: Wire) -> Ring:
         """Shares of `wanted [x < t]`, for each comparison: `(n, count, payload)`."""
@@ -158,7 +158,7 @@ class Evaluator:
         share = self._functions(step, gate, points & np.uint64((1 << (bits - 1)) - 1), material)
         share += material[step.name, "top"].reshape(share.shape)
         flipped = (points >> np.uint64(bits - 1)).astype(bool)[..., None]
-        return np.asarray(np.where(flipped, wanted - share, share))
+        return np.where(flipped, wanted - share, share)
 
     def _maximum(self, step: Step, x: Ring, material: Material, wire: Wire) -> Ring:
         """A tournament: `max(a, b) = a + relu(b - a)`, all pairs of a round at once."""

@@ -1,7 +1,7 @@
 """Brings the two shares of a query together, on the machine that runs both parties; queries run one after another.
 
 A query starts when both parties have a share that they can use. A share that one of them refuses is an error for the
-other at once, and nobody's correlations are spent.
+other at once, and nobody's correlations are spent; such a query is over, and the client asks anew under another name.
 """
 
 from __future__ import annotations
