@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import math
 import os
-import select
 import socket
 import ssl
 import struct
@@ -35,7 +34,6 @@ _SMALL = 1 << 15  # what any socket buffer takes in at once
 _LONGEST_UNSIZED = 1 << 22
 _LONGEST_HANDSHAKE = 5.0  # seconds for which somebody who calls and says nothing keeps others waiting
 _RETRY = 0.2
-_SPIN = 2e-4  # seconds for which a party looks for the next message before it sleeps: waking up takes as long
 
 Address = tuple[str, int]
 """Host and port."""
@@ -114,8 +112,6 @@ class Channel:
     ) -> None:
         self.peer, self._inbound, self._outbound = peer, inbound, outbound
         self._line = Line(network) if network else None
-        self._arrivals = select.poll()
-        self._arrivals.register(inbound.fileno(), select.POLLIN)
         self.bytes_sent = self.bytes_received = self.rounds = 0
 
     def send(self, data: bytes | memoryview) -> None:
@@ -190,7 +186,6 @@ class Channel:
         self.bytes_sent += HEADER_BYTES + len(data)
 
     def _receive(self, size: int | None) -> bytearray:
-        self._look_out()
         (length,) = struct.unpack("<Q", self._read(HEADER_BYTES))
         stamp = self._read(STAMP_BYTES) if self._line else b""
         if length != size and (size is not None or length > _LONGEST_UNSIZED):
@@ -200,14 +195,6 @@ class Channel:
         if self._line:
             self._line.wait(stamp, HEADER_BYTES + length)
         return received
-
-    def _look_out(self) -> None:
-        """Return when something arrives, or after a moment."""
-        if self._inbound.pending() or (os.cpu_count() or 1) == 1:
-            return
-        until = time.perf_counter() + _SPIN
-        while time.perf_counter() < until and not self._arrivals.poll(0):
-            pass
 
     def _read(self, count: int) -> bytearray:
         buffer = bytearray(count)
