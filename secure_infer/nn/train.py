@@ -261,7 +261,7 @@ def _displacements(n: int, height: int, width: int, deviation: float) -> Tensor:
     After Simard, Steinkraus and Platt (ICDAR 2003), who smooth what they draw for every pixel.
     """
     coarse = torch.randn(n, 2, -(-height // _KNOT), -(-width // _KNOT)) * 2 * deviation
-    fine = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
+    fine: Tensor = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
     return fine.permute(0, 2, 3, 1) / torch.tensor([width, height])
 
 

@@ -38,8 +38,11 @@ class Frame:
 def pack(kind: str, parts: Sequence[bytes], meta: Mapping[str, Any] | None = None) -> bytes:
     """Join parts and metadata to one frame."""
     header = json.dumps({"kind": kind, "parts": [len(part) for part in parts], "meta": dict(meta or {})}).encode()
-    body = b"".join((struct.pack("<I", len(header)), header, *parts))
-    return b"".join((MAGIC, hashlib.sha256(body).digest(), body))
+    body = (struct.pack("<I", len(header)), header, *parts)
+    digest = hashlib.sha256()
+    for part in body:
+        digest.update(part)
+    return b"".join((MAGIC, digest.digest(), *body))  # joined once: parts can be gigabytes
 
 
 def unpack(data: bytes, kind: str | None) -> Frame:

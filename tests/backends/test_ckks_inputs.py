@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_infer.backends.base import Program
-from secure_infer.backends.ckks import batch
+from secure_infer.backends.ckks import batch, run
 from secure_infer.backends.ckks.client import CkksClient
 from secure_infer.backends.ckks.crew import Crew
 from secure_infer.backends.ckks.half import ClientHalf
@@ -204,8 +204,25 @@ class TestColumns:
         (message,) = client.encrypt(deployment.x[:1], keys)
         named = frame.unpack(deployment.keys.evaluation, "ckks-evaluation").meta
         forged = frame.pack("ckks-input", frame.unpack(message, "ckks-input").parts, {**named, "count": 1})
-        with pytest.raises(BundleError, match=r"not a Ciphertext of these parameters|wrong level"):
+        with pytest.raises(BundleError, match="not a ciphertext of these parameters"):
             deployment.server.run(forged, deployment.keys.evaluation)
+
+
+class TestUpload:
+    def test_whole_ciphertexts_are_larger_and_give_the_same(self) -> None:
+        sizes = {}
+        for upload in ("seeded", "expanded"):
+            for input_plan in ("raw", "batch"):
+                deployment = Deployment(PERCEPTRON, upload=upload, input_plan=input_plan)
+                assert deployment.program.parameters["upload"] == upload
+                assert deployment.error(3) <= deployment.bound
+                sizes[upload, input_plan] = len(deployment.client.encrypt(deployment.x[:1], deployment.keys)[0])
+        assert sizes["expanded", "raw"] > 1.8 * sizes["seeded", "raw"]
+        assert sizes["expanded", "batch"] > 1.8 * sizes["seeded", "batch"]
+
+    def test_an_unknown_way_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="seeded, expanded"):
+            BACKEND.compile(PERCEPTRON, inputs_for(PERCEPTRON, 4), {"upload": "fast"})
 
 
 class TestCrew:
@@ -216,23 +233,38 @@ class TestCrew:
     @pytest.mark.parametrize("processes", [1, 2, 3])
     @pytest.mark.parametrize("count", [2, 3, 7])
     def test_order_is_kept(self, processes: int, count: int) -> None:
-        assert self.crew(processes).share(lambda block: block**2 + 1, count) == [k**2 + 1 for k in range(count)]
+        def work(numbers: range) -> list[int]:
+            return [number**2 + 1 for number in numbers]
+
+        assert self.crew(processes).share(work, count) == [k**2 + 1 for k in range(count)]
 
     def test_a_process_that_fails_is_one_clear_error(self) -> None:
-        def work(block: int) -> int:
-            return 1 // (3 - block)
-
         with pytest.raises(ProtocolError, match="could not be run"):
-            self.crew(2).share(work, 4)
+            self.crew(2).share(lambda numbers: [1 // (3 - number) for number in numbers], 4)
         with pytest.raises(ZeroDivisionError):
-            self.crew(2).share(lambda block: 1 // block, 4)
+            self.crew(2).share(lambda numbers: [1 // number for number in numbers], 4)
 
-    def test_a_wide_layer_of_a_batch_is_shared(self) -> None:
-        graph = chain((130,), linear(3, 130), SQUARE, linear(2, 3))
-        deployment = Deployment(graph, input_plan="batch")
+    @pytest.mark.parametrize("upload", ["seeded", "expanded"])
+    def test_a_wide_layer_of_a_batch_is_shared(self, upload: str) -> None:
+        graph = chain((30,), linear(24, 30), SQUARE, linear(2, 24))
+        deployment = Deployment(graph, input_plan="batch", upload=upload)
         deployment.server.processes = 2
         assert deployment.error(3) <= deployment.bound
         assert deployment.server.statistics["cpu_s_of_children"] > 0
         deployment.server.processes = 1
         assert deployment.error(3) <= deployment.bound
         assert not deployment.server.statistics
+
+    def test_a_single_block_with_many_rotations_is_shared_and_gives_the_very_same(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run, "_HANDED_OVER", 1.0)
+        graph = chain((100,), linear(90, 100), SQUARE, linear(80, 90), SQUARE, linear(2, 80))
+        deployment = Deployment(graph, input_plan="raw")
+        (message,) = deployment.client.encrypt(deployment.x[:1], deployment.keys)
+        replies = {}
+        for processes in (1, 2):
+            deployment.server.processes = processes
+            replies[processes] = deployment.server.run(message, deployment.keys.evaluation)
+            assert bool(deployment.server.statistics) == (processes > 1)
+        assert replies[1] == replies[2]

@@ -29,6 +29,7 @@ from secure_infer.wire import frame
 
 DEVIATIONS = 8.0
 """The error bound is this many standard deviations of the worst output's predicted noise."""
+UPLOADS = ("seeded", "expanded")
 _CALIBRATION = 512
 _SLOTS_AT_ONCE = 1 << 17
 _SAMPLED = 64
@@ -54,6 +55,7 @@ class CkksBackend:
         "scale_bits": "bits of a value's scale, and of each level; as many as fit, up to 31, if left out",
         "security": "bits of security: 128 (default), 192 or 256",
         "input_plan": "what the client sends: auto (default: fastest for the server), raw, im2col, copies or batch",
+        "upload": "seeded (default: half the bytes) or expanded (the server reads it faster)",
         "measure_costs": "true to plan by times measured on this machine, not by SEAL's usual ones; false by default",
         "rounding_bits": "bits above the noise to which decrypted values are rounded: 2 by default, 0 for no rounding",
         "flooding_bits": "bits above the noise up to which decrypted values are made noisy by the client: 0 by default",
@@ -62,13 +64,13 @@ class CkksBackend:
     def compile(self, graph: Graph, calibration: Integers, options: Mapping[str, Any]) -> Program:
         """Plan, choose parameters, and predict the noise of the calibration inputs."""
         require_supported(self, graph)
-        rounding, flooding_bits, input_plan = self._chosen(options)
+        rounding, flooding_bits, input_plan, expanded = self._chosen(options)
         x = _sample(graph, calibration)
         network = normalize(lower(graph), graph.input, x)
         runs = levels(network)
         squares = all(unit.coefficients is None for unit in network.units if unit.name in runs)
         parameters = choose(runs[INPUT], squares, options, _savings(network, runs))
-        seconds = measured(parameters) if options.get("measure_costs") else None
+        seconds = measured(parameters, expanded) if options.get("measure_costs") else None
         plan, layout = make_plan(network, parameters, input_plan, seconds)
         counts, variance = _predict(plan, network.scale_input(x))
         positions, noise = _quietest_copy(plan, layout, variance)
@@ -98,6 +100,7 @@ class CkksBackend:
             grid,
             plan.batch,
             flooding,
+            expanded,
         )
         unit = network.output_range * max(abs(s) for s in graph.output_type.scale)
         guarantee = _guarantee(parameters, (DEVIATIONS * noise + flooding + grid / 2) * unit)
@@ -138,11 +141,11 @@ class CkksBackend:
     def primitives(self, program: Program) -> Mapping[str, float]:
         """Seconds of CPU for one of each operation in `program.counts`, at its level."""
         half = ClientHalf.from_bytes(program.client)
-        stopwatch = Stopwatch(half.parameters, half.multiplies)
+        stopwatch = Stopwatch(half.parameters, half.multiplies, half.expanded)
         return {name: stopwatch.seconds(name) for name in program.counts}
 
-    def _chosen(self, options: Mapping[str, Any]) -> tuple[int, int, str]:
-        """Rounding bits, flooding bits and input plan."""
+    def _chosen(self, options: Mapping[str, Any]) -> tuple[int, int, str, bool]:
+        """Rounding bits, flooding bits, input plan, and whether ciphertexts are sent whole."""
         problems = [
             Problem(name, "ckks has no such option.", f"use one of {', '.join(self.options)}.")
             for name in options
@@ -160,9 +163,13 @@ class CkksBackend:
         if input_plan not in INPUT_PLANS:
             expected = f"Expected one of {', '.join(INPUT_PLANS)}, got {input_plan!r}."
             problems.append(Problem("input_plan", expected, "leave it out to have it chosen."))
+        upload = options.get("upload", UPLOADS[0])
+        if upload not in UPLOADS:
+            expected = f"Expected one of {', '.join(UPLOADS)}, got {upload!r}."
+            problems.append(Problem("upload", expected, "leave it out for half the bytes."))
         if problems:
             raise UsageError("These options do not fit CKKS.", problems)
-        return bits["rounding_bits"], bits["flooding_bits"], str(input_plan)
+        return bits["rounding_bits"], bits["flooding_bits"], str(input_plan), upload == UPLOADS[1]
 
 
 def _guarantee(parameters: Parameters, error: float) -> Guarantee:
@@ -290,6 +297,7 @@ def _described(plan: Plan, half: ClientHalf, noise: float) -> dict[str, Any]:
         "input_plan": plan.input_plan,
         "samples_per_ciphertext": len(quiet_slots(parameters.poly_modulus_degree)) if plan.batch else 1,
         "input_ciphertexts": plan.input.blocks,
+        "upload": UPLOADS[half.expanded],
         "output_ciphertexts": half.output.blocks,
         "noise": noise,
         "rounded_to": half.grid,

@@ -1,4 +1,4 @@
-"""The client: makes keys, encrypts with the secret key (seed-compressed, so half the size), decrypts and rounds."""
+"""The client: makes keys, encrypts with the secret key (so that a seed can stand for half), decrypts and rounds."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ class CkksClient:
         encryptor = self._ring.lib.Encryptor(self._ring.context, secret)
         parts = []
         for slots in half.arranged(values):
-            plaintext = self._ring.encode(slots, half.input.level, half.input.scale)
-            parts.append(dump(encryptor.encrypt_symmetric(plaintext)))
+            level, scale = half.input.level, half.input.scale
+            plaintext = self._ring.encode(slots, level, scale)
+            parts.append(self._ring.encrypt(encryptor, plaintext, level, scale, half.expanded))
         return (frame.pack(INPUT_MESSAGE, parts, {"model": half.model, "key": key, "count": len(values)}),)
 
     def decrypt(self, replies: Sequence[bytes], keys: Keys) -> Reals:

@@ -6,11 +6,12 @@ the encrypted run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
 
 from secure_infer.backends.ckks.lower import Reals
+from secure_infer.backends.ckks.sums import Rows
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Capabilities:
         hoisting: Rotations of one ciphertext share their work, so `rotate_many` costs less than as many rotations.
         bootstrap: Levels can be regained, so depth has no limit.
         gil: Operations hold the interpreter's lock, so only processes, and not threads, run at once.
+        sums: Sums of many frozen ciphertexts times numbers are had at once: the engine is a `Summing` one.
     """
 
     hoisting: bool = False
     bootstrap: bool = False
     gil: bool = True
+    sums: bool = False
 
 
 C = TypeVar("C")
@@ -79,4 +82,31 @@ class Engine(Protocol[C, P]):
 
     def rescale(self, c: C, scale: float) -> C:
         """Divide by the last prime, in place; `scale` is the exact scale that results."""
+        ...
+
+
+class Summing(Engine[C, P], Protocol[C, P]):
+    """An engine whose ciphertexts can be frozen: laid open to sums, and to nothing else until they are thawed."""
+
+    def freeze(self, c: C) -> C:
+        """The same ciphertext, laid open; itself if it already is."""
+        ...
+
+    def thaw(self, c: C) -> C:
+        """The same ciphertext for all other operations; itself if it is not frozen."""
+        ...
+
+    def is_frozen(self, c: C) -> bool:
+        """Whether it is laid open."""
+        ...
+
+    def sums(self, sources: Sequence[C], groups: Sequence[Rows], level: int, scale: float) -> Iterator[C]:
+        """A ciphertext for each row: frozen sources of this level or above, times whole numbers; not rescaled.
+
+        Args:
+            sources: What rows read.
+            groups: The rows; their numbers count from zero.
+            level: Of the results.
+            scale: Of the results.
+        """
         ...

@@ -46,6 +46,7 @@ class ClientHalf:
         grid: Slots are rounded to multiples of this; 0 for not at all.
         batch: Slots hold samples, and each ciphertext one element.
         flooding: Uniform noise up to this is added to slots before they are rounded; 0 for none.
+        expanded: Ciphertexts are sent whole, and not one half of them as a seed.
     """
 
     model: str
@@ -66,6 +67,7 @@ class ClientHalf:
     grid: float
     batch: bool = False
     flooding: float = 0.0
+    expanded: bool = False
 
     def arranged(self, values: Reals) -> Iterator[Reals]:
         """The slots of each ciphertext for samples `(n, inputs)`, between -1 and 1."""
@@ -135,8 +137,8 @@ class ClientHalf:
         verify(self.parameters)
         slots, depth = self.parameters.slots, self.parameters.depth
         vectors = [number for v in (self.input, self.output) for number in (v.level, v.blocks, v.period)]
-        if type(self.batch) is not bool:
-            raise ValueError("batch is no truth value")
+        if type(self.batch) is not bool or type(self.expanded) is not bool:
+            raise ValueError("batch or expanded is no truth value")
         whole = (*self.shape, *self.output_shape, *self.positions, *self.rotations, *vectors)
         if not all(type(number) is int for number in whole) or math.prod(self.shape) > _MOST_BLOCKS * slots:
             raise ValueError("shapes, positions, rotations or vectors out of range")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from secure_infer.backends.ckks.parameters import Parameters
-from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine, dump
+from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine
 
 _REPEATS = 7
 
@@ -19,10 +19,11 @@ class Stopwatch:
     Args:
         parameters: Ring and primes.
         multiplies: Whether products of ciphertexts are among the operations.
+        expanded: Whether ciphertexts are sent whole.
     """
 
-    def __init__(self, parameters: Parameters, multiplies: bool) -> None:
-        self._parameters, self._ring = parameters, Ring(parameters)
+    def __init__(self, parameters: Parameters, multiplies: bool, expanded: bool) -> None:
+        self._parameters, self._ring, self._expanded = parameters, Ring(parameters), expanded
         lib, context = self._ring.lib, self._ring.context
         generator = lib.KeyGenerator(context)
         self._engine = SealEngine(self._ring)
@@ -53,9 +54,9 @@ class Stopwatch:
         self._encryptor.encrypt_symmetric(plaintext, c)
         self._encryptor.encrypt_symmetric(plaintext, other)
         product = engine.multiply_plain(c, plaintext)
-        sent = dump(self._encryptor.encrypt_symmetric(plaintext))
+        sent = self._ring.encrypt(self._encryptor, plaintext, level, scale, self._expanded)
         acts: Mapping[str, Callable[[], Handle]] = {
-            "inputs": lambda: self._ring.load_ciphertext(sent, level, scale),
+            "inputs": lambda: self._ring.received(sent, level, scale),
             "rotations": lambda: engine.rotate(c, 1),
             "plain_multiplications": lambda: engine.add(product, engine.multiply_plain(c, plaintext)),
             "constant_multiplications": lambda: engine.add(
@@ -67,9 +68,9 @@ class Stopwatch:
         return acts[operation]
 
 
-def measured(parameters: Parameters) -> dict[str, float]:
+def measured(parameters: Parameters, expanded: bool) -> dict[str, float]:
     """Seconds of what the cost model weighs against each other, at every level: `Costs.measured`."""
-    stopwatch = Stopwatch(parameters, multiplies=False)
+    stopwatch = Stopwatch(parameters, multiplies=False, expanded=expanded)
     operations = ("rotations", "plain_multiplications", "inputs")
     names = [f"{operation}@{level}" for operation in operations for level in range(parameters.depth + 1)]
     return {name: stopwatch.seconds(name) for name in names}

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from functools import partial
+from typing import Generic, cast
 
 import numpy as np
 
 from secure_infer.backends.ckks.crew import Crew
-from secure_infer.backends.ckks.engine import C, Engine, P
-from secure_infer.backends.ckks.lower import Reals
-from secure_infer.backends.ckks.packing import spread
-from secure_infer.backends.ckks.plan import Plan, Step, Vector
+from secure_infer.backends.ckks.engine import C, Engine, P, Summing
+from secure_infer.backends.ckks.lower import Indices, Reals
+from secure_infer.backends.ckks.packing import Costs, spread
+from secure_infer.backends.ckks.plan import OUTPUT, Plan, Step, Vector
 from secure_infer.backends.ckks.polynomial import Tree
+from secure_infer.backends.ckks.sums import grouped
 from secure_infer.graph import INPUT
 
 _LEAST = 0.5
 """A plaintext that is nowhere larger rounds to zero."""
+_LEAST_READ = 16
+"""With fewer products for each set of sources that rows read, SEAL makes them as fast."""
+_HANDED_OVER = 40.0
+"""What it costs to start a process and to have a ciphertext back, for each prime, in units of the cost model."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,27 @@ class _Product(Generic[P]):
     plaintext: P | float
 
 
+@dataclass(frozen=True)
+class Prepared(Generic[C]):
+    """What the products of a stretch read.
+
+    Attributes:
+        rotated: Ciphertexts by term, block and rotation.
+        frozen: All sources, frozen, in place of those; None if there are none.
+    """
+
+    rotated: Mapping[tuple[int, int, int], C]
+    frozen: Sequence[C] | None
+
+
 class Stretch(Generic[C, P]):
     """The affine part of a step, encoded."""
 
     def __init__(self, engine: Engine[C, P], plan: Plan, step: Step, sources: Mapping[str, Vector]) -> None:
         self._engine, self._step = engine, step
         self._slots = plan.parameters.slots
-        prime = plan.parameters.primes[step.level] if step.power > 1 else 1
-        self._scales = [prime * step.affine.scale / sources[term.source].scale for term in step.terms]
+        self._prime = plan.parameters.primes[step.level] if step.power > 1 else 1
+        self._scales = [self._prime * step.affine.scale / sources[term.source].scale for term in step.terms]
         # giants[block][giant]: the products whose sum is rotated by `giant` and added to block `block`.
         self._giants: list[dict[int, list[_Product[P]]]] = [{} for _ in range(step.affine.blocks)]
         self._encode()
@@ -45,6 +64,26 @@ class Stretch(Generic[C, P]):
         for product in (p for giants in self._giants for group in giants.values() for p in group):
             self._babies.setdefault((product.term, product.block), set()).add(product.baby)
         self._biases = [self._bias(row) for row in step.bias]
+        self._rows = self._numbers(sources) if engine.capabilities.sums else None
+
+    def _numbers(self, sources: Mapping[str, Vector]) -> list[tuple[Indices, Indices]] | None:
+        """Each block's sources and whole weights, if all products are with numbers and enough read the same sources."""
+        starts = np.cumsum([0, *(sources[term.source].blocks for term in self._step.terms)])
+        rows, count = [], 0
+        for giants in self._giants:
+            products = [product for group in giants.values() for product in group]
+            numbers = [(p.plaintext, p) for p in products if isinstance(p.plaintext, float)]
+            if len(numbers) < len(products):
+                return None
+            order = sorted((int(starts[p.term]) + p.block, _nearest(w * self._scales[p.term])) for w, p in numbers)
+            rows.append((np.array([at for at, _ in order]), np.array([weight for _, weight in order])))
+            count += len(products)
+        return rows if count >= _LEAST_READ * len(grouped(rows)) else None
+
+    def _products_scale(self) -> float:
+        """Scale before the rescale."""
+        step = self._step
+        return step.affine.scale * self._prime
 
     def _bias(self, row: Reals) -> P | float | None:
         """The bias of a block; a number, which is encoded when needed, if it is the same in all slots."""
@@ -76,42 +115,78 @@ class Stretch(Generic[C, P]):
 
     def _smallest(self) -> _Product[P]:
         """A product that adds no more than encoding rounds off anyway: SEAL refuses sums that are exactly zero."""
-        tiny = np.full(1, 1 / self._scales[0])
-        plaintext = self._engine.encode(tiny, self._step.level, self._scales[0])
-        assert plaintext is not None
-        return _Product(0, 0, 0, plaintext)
+        return _Product(0, 0, 0, 1 / self._scales[0])
 
-    def products(self) -> float:
-        """Products for one block, on average."""
-        return len(self._step.diagonals.keys) / len(self._giants)
+    @property
+    def work(self) -> float:
+        """What can be shared of it, in units of the cost model: products, and rotations by giants."""
+        primes = self._step.level + 1
+        costs, counts = Costs(primes), [sum(map(len, giants.values())) for giants in self._giants]
+        rotations = sum(len(set(giants) - {0}) for giants in self._giants)
+        squares = len(self._giants) * (self._step.power > 1 and len(self._giants) > 1)
+        return sum(counts) * costs.product + (rotations + squares) * costs.rotation
 
-    def __call__(self, sources: Mapping[str, Sequence[C]]) -> Callable[[int], C]:
-        """A function that makes a block of the stretch's result."""
+    @property
+    def parts(self) -> int:
+        """Into how many parts it can be shared: blocks, or the giants of a single one."""
+        return len(self._giants) if len(self._giants) > 1 else len(self._giants[0])
+
+    def prepared(self, sources: Mapping[str, Sequence[C]]) -> Prepared[C]:
+        """What the products read: sources rotated by babies, or frozen ones as they are."""
         engine, step = self._engine, self._step
+        read = [sources[term.source] for term in step.terms]
+        if self._rows is not None and all(_summing(engine).is_frozen(c) for source in read for c in source):
+            return Prepared({}, [c for source in read for c in source])
         rotated = {}
         for (term, block), babies in self._babies.items():
-            source = engine.lower(sources[step.terms[term].source][block], step.level)
+            source = read[term][block]
+            source = engine.lower(_summing(engine).thaw(source) if engine.capabilities.sums else source, step.level)
             steps = sorted(babies)
             vectors = engine.rotate_many(source, steps)
             rotated.update({(term, block, k): vector for k, vector in zip(steps, vectors, strict=True)})
-        return lambda block: self._block(rotated, self._giants[block], self._biases[block])
+        return Prepared(rotated, None)
 
-    def _block(
-        self,
-        rotated: Mapping[tuple[int, int, int], C],
-        giants: Mapping[int, Sequence[_Product[P]]],
-        bias: P | float | None,
-    ) -> C:
-        engine, step = self._engine, self._step
+    def blocks(self, prepared: Prepared[C], numbers: range) -> Iterator[C]:
+        """The blocks of these numbers."""
+        if prepared.frozen is None or self._rows is None:
+            yield from (self.finished(self.part(prepared, n, list(self._giants[n])), n) for n in numbers)
+            return
+        groups = grouped([self._rows[n] for n in numbers])
+        scale = self._products_scale()
+        sums = _summing(self._engine).sums(prepared.frozen, groups, self._step.level, scale)
+        yield from (self.finished(c, n) for c, n in zip(sums, numbers, strict=True))
+
+    def part(self, prepared: Prepared[C], block: int, giants: Sequence[int]) -> C:
+        """What some giants contribute to a block, not rescaled."""
+        engine = self._engine
         total: C | None = None
-        for giant, group in giants.items():
-            products = (self._multiplied(rotated[p.term, p.block, p.baby], p) for p in group)
+        for giant in giants:
+            products = (
+                self._multiplied(prepared.rotated[p.term, p.block, p.baby], p) for p in self._giants[block][giant]
+            )
             inner = next(products)
             for product in products:
                 inner = engine.add(inner, product)
             inner = engine.rotate(inner, giant) if giant else inner
             total = inner if total is None else engine.add(total, inner)
         assert total is not None
+        return total
+
+    def shared(self, prepared: Prepared[C], crew: Crew[C]) -> C:
+        """The one block, its giants shared among processes."""
+        giants = list(self._giants[0])
+
+        def work(numbers: range) -> Iterator[C]:
+            yield from (self.part(prepared, 0, giants[number :: crew.processes]) for number in numbers)
+
+        first, *others = crew.share(work, crew.processes)
+        for other in others:
+            first = self._engine.add(first, other)
+        return self.finished(first, 0)
+
+    def finished(self, total: C, block: int) -> C:
+        """A block from the sum of its products: rescaled, summed, with its bias."""
+        engine, step, bias = self._engine, self._step, self._biases[block]
         if step.power > 1:
             total = engine.rescale(total, step.affine.scale)
         total = self._summed(total)
@@ -166,20 +241,52 @@ class Program(Generic[C, P]):
         sources: dict[str, Sequence[C]] = {INPUT: blocks}
         result: list[C] = []
         for step, stretch, trees in self._steps:
-            affine = stretch(sources)
-
-            def made(block: int, step: Step = step, affine: Any = affine, trees: Any = trees) -> C:
-                return self._activated(step, affine(block), trees and trees[block])
-
-            count = step.affine.blocks
-            if self.crew is not None and count > 1 and self.crew.pays(stretch.products(), step.level):
-                result = self.crew.share(made, count)
+            prepared = stretch.prepared(sources)
+            made = partial(self._made, step, stretch, trees, prepared)
+            if self.crew is None or not self._pays(self.crew, step, stretch):
+                result = list(made(range(step.affine.blocks)))
+            elif step.affine.blocks > 1:
+                result = self.crew.share(made, step.affine.blocks)
             else:
-                result = [made(block) for block in range(count)]
+                result = [self._activated(step, stretch.shared(prepared, self.crew), trees[0] if trees else None)]
             sources[step.name] = result
         return result
+
+    def _pays(self, crew: Crew[C], step: Step, stretch: Stretch[C, P]) -> bool:
+        """Whether sharing saves more than handing over what others make."""
+        # What is frozen has to leave the engine anyway.
+        returned = 1 if self._freezes(step) else -(-step.affine.blocks // crew.processes)
+        saved, paid = stretch.work * (1 - 1 / crew.processes), _HANDED_OVER * returned * (step.level + 1)
+        return 1 < crew.processes <= stretch.parts and step.level > 0 and saved > paid
+
+    def _freezes(self, step: Step) -> bool:
+        return self._plan.batch and step.name != OUTPUT and self._engine.capabilities.sums
+
+    def _made(
+        self,
+        step: Step,
+        stretch: Stretch[C, P],
+        trees: Sequence[Tree[C, P]] | None,
+        prepared: Prepared[C],
+        numbers: range,
+    ) -> Iterator[C]:
+        """The blocks of these numbers; frozen if they are many and sums are to read them."""
+        freezes = self._freezes(step)
+        for block, c in zip(numbers, stretch.blocks(prepared, numbers), strict=True):
+            made = self._activated(step, c, trees[block] if trees else None)
+            yield _summing(self._engine).freeze(made) if freezes else made
 
     def _activated(self, step: Step, c: C, tree: Tree[C, P] | None) -> C:
         if tree is not None:
             return tree(c)
         return self._engine.rescale(self._engine.multiply(c, c), step.result.scale) if step.power == 2 else c
+
+
+def _nearest(number: float) -> int:
+    """The nearest integer, halves away from zero as in SEAL."""
+    return int(np.copysign(np.floor(abs(number) + 0.5), number))
+
+
+def _summing(engine: Engine[C, P]) -> Summing[C, P]:
+    """The same engine, known to make sums at once."""
+    return cast(Summing[C, P], engine)

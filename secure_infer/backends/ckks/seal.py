@@ -10,14 +10,17 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from secure_infer.backends.ckks import residues
 from secure_infer.backends.ckks.engine import Capabilities
 from secure_infer.backends.ckks.lower import Reals
 from secure_infer.backends.ckks.parameters import Parameters, verify
+from secure_infer.backends.ckks.sums import Rows, weighted_sums
 from secure_infer.errors import ParametersError, Problem, UsageError, missing_extra
 
 Handle: TypeAlias = Any
@@ -65,6 +68,8 @@ class Ring:
             )
         self.encoder = lib.CKKSEncoder(self.context)
         self._ids = list(self._levels())[::-1]
+        header = lib.Serialization.SEALHeader()
+        self._version = header.version_major, header.version_minor
 
     def _levels(self) -> Iterator[Any]:
         data = self.context.first_context_data()
@@ -100,6 +105,39 @@ class Ring:
             except (RuntimeError, ValueError, IndexError, MemoryError) as error:
                 raise Unreadable(f"not a {kind} of these parameters ({error})") from error
         return handle
+
+    def encrypt(self, encryptor: Handle, plaintext: Handle, level: int, scale: float, expanded: bool) -> bytes:
+        """A fresh ciphertext as it is sent: half of it and a seed for the rest, or the whole."""
+        if expanded:
+            whole = self.lib.Ciphertext()
+            encryptor.encrypt_symmetric(plaintext, whole)
+            numbers, seed, _ = residues.from_seal(dump(whole))
+        else:
+            numbers, seed, _ = residues.from_seal(dump(encryptor.encrypt_symmetric(plaintext)))
+        return residues.pack(numbers, seed, self.parameters.primes[: level + 1], scale)
+
+    def received(self, data: bytes, level: int, scale: float, frozen: bool = False) -> Handle:
+        """The ciphertext that `encrypt` wrote; left outside SEAL if that is wanted and it was sent whole.
+
+        Raises:
+            Unreadable: It is none, or one of another level or scale.
+        """
+        parameters = self.parameters
+        try:
+            numbers, seed, told = residues.unpack(data, parameters.primes[: level + 1], parameters.poly_modulus_degree)
+        except ValueError as error:
+            raise Unreadable(f"not a ciphertext of these parameters and this level ({error})") from error
+        if told != scale:
+            raise Unreadable(f"a ciphertext of scale {told:.6g} where {scale:.6g} belongs")
+        if not seed and not numbers[1].any():
+            raise Unreadable("a ciphertext that hides nothing")
+        if not seed and frozen:
+            return Frozen(numbers, scale)
+        return self.load_ciphertext(self.saved(Frozen(numbers, scale), seed), level, scale)
+
+    def saved(self, c: Frozen, seed: bytes = b"") -> bytes:
+        """A frozen ciphertext in SEAL's format; the seed stands for what its residues lack."""
+        return residues.to_seal(c.numbers, seed, self._ids[c.numbers.shape[1] - 1], c.scale, self._version)
 
     def load_ciphertext(self, data: bytes, level: int, scale: float) -> Handle:
         """A ciphertext that must have this level and scale.
@@ -161,10 +199,18 @@ def _in_folder() -> Iterator[Path]:
         yield Path(folder) / "object"
 
 
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A ciphertext outside SEAL: its residues, of shape `(2, level + 1, N)`, and its scale."""
+
+    numbers: residues.Residues
+    scale: float
+
+
 class SealEngine:
     """Arithmetic on SEAL ciphertexts; `relinearization` and `galois` are set to a client's keys before a run."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities(sums=True)
 
     def __init__(self, ring: Ring) -> None:
         self._ring, self._evaluator = ring, ring.lib.Evaluator(ring.context)
@@ -194,12 +240,34 @@ class SealEngine:
         return lowered
 
     def dump(self, c: Handle) -> bytes:
-        """A ciphertext's bytes."""
-        return dump(c)
+        """A ciphertext's bytes, in SEAL's format."""
+        return self._ring.saved(c) if isinstance(c, Frozen) else dump(c)
 
     def load(self, data: bytes) -> Handle:
-        """The ciphertext that `dump` wrote."""
+        """The ciphertext that `dump` wrote, not frozen."""
         return self._ring.load("Ciphertext", data)
+
+    def load_frozen(self, data: bytes) -> Handle:
+        """The ciphertext that `dump` wrote, frozen."""
+        return Frozen(*residues.from_seal(data)[::2])
+
+    def is_frozen(self, c: Handle) -> bool:
+        """Whether it is laid open."""
+        return isinstance(c, Frozen)
+
+    def freeze(self, c: Handle) -> Handle:
+        """The same ciphertext, laid open; itself if it already is."""
+        return c if isinstance(c, Frozen) else self.load_frozen(dump(c))
+
+    def thaw(self, c: Handle) -> Handle:
+        """The same ciphertext for all other operations; itself if it is not frozen."""
+        return self._ring.load("Ciphertext", self._ring.saved(c)) if isinstance(c, Frozen) else c
+
+    def sums(self, sources: Sequence[Handle], groups: Sequence[Rows], level: int, scale: float) -> Iterator[Handle]:
+        """A ciphertext for each row: frozen sources of this level or above, times whole numbers; not rescaled."""
+        primes = self._ring.parameters.primes[: level + 1]
+        for numbers in weighted_sums([c.numbers for c in sources], groups, primes):
+            yield self.thaw(Frozen(numbers, scale))
 
     def rotate(self, c: Handle, steps: int) -> Handle:
         """Rotate left."""

@@ -16,7 +16,7 @@ from secure_infer.backends.ckks.client import EVALUATION, INPUT_MESSAGE, OUTPUT_
 from secure_infer.backends.ckks.crew import Crew
 from secure_infer.backends.ckks.plan import Plan
 from secure_infer.backends.ckks.run import Program
-from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine, Unreadable, dump
+from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine, Unreadable
 from secure_infer.errors import BundleError, KeyMismatch, Problem
 from secure_infer.wire import frame
 
@@ -107,11 +107,12 @@ class CkksServer:
             inputs, count = self._inputs(message, keys)
             times.append(time.perf_counter())
             self._engine.relinearization, self._engine.galois = keys.relinearization, keys.galois
-            crew = Crew[Handle](self.processes, self._engine.dump, self._engine.load)
+            load = self._engine.load_frozen if self._plan.batch else self._engine.load
+            crew = Crew[Handle](self.processes, self._engine.dump, load)
             self._program.crew = crew
             outputs = [c for blocks in inputs for c in self._program.run(blocks)]
             times.append(time.perf_counter())
-            parts = [dump(c) for c in outputs]
+            parts = [self._engine.dump(c) for c in outputs]
             times.append(time.perf_counter())
         self.statistics = {"cpu_s_of_children": crew.cpu_s} if crew.cpu_s else {}
         log.debug("inputs %.4f s, evaluation %.4f s, outputs %.4f s", *(b - a for a, b in pairwise(times)))
@@ -201,7 +202,7 @@ class CkksServer:
                 ],
             )
         try:
-            parts = [self._ring.load_ciphertext(part, source.level, source.scale) for part in opened.parts]
+            parts = [self._ring.received(part, source.level, source.scale, self._plan.batch) for part in opened.parts]
         except Unreadable as error:
             raise BundleError(
                 "The message can't be evaluated.",

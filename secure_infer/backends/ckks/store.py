@@ -17,7 +17,7 @@ from secure_infer.backends.ckks.parameters import Parameters
 from secure_infer.backends.ckks.plan import Body, Plan, Step, Vector, make_step
 from secure_infer.errors import BundleError, Problem
 
-SCHEMA = 2
+SCHEMA = 3
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, SafetensorError)
 
 

@@ -76,7 +76,7 @@ class Request:
         half = ClientHalf.from_bytes(compiled.program.client)
         ring = Ring(half.parameters)
         secret = ring.load("SecretKey", frame.unpack(keys.secret, SECRET).parts[0])
-        sent = ring.load("Ciphertext", frame.unpack(message, INPUT_MESSAGE).parts[0])
+        sent = ring.received(frame.unpack(message, INPUT_MESSAGE).parts[0], half.input.level, half.input.scale)
         got = ring.load("Ciphertext", frame.unpack(reply, OUTPUT_MESSAGE).parts[0])
         placed = next(iter(half.arranged((units.reshape(1, -1) - half.middle) / half.half)))
         return cls(ring, half, secret, sent, got, np.asarray(placed))
