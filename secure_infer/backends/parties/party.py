@@ -67,11 +67,11 @@ class Party(ABC):
         """Evaluate the loaded model on a share of a batch."""
         model, input_shape = self._model()
         share = messages.unpack(command.parts[0], QUERY, model, self._rank, input_shape)
+        dealt = sum(channel.bytes_received for channel in self._channels[1:])
         run = self._meet(share)
         started, burnt = time.perf_counter(), time.process_time()
         rounds, sent = self._peer.rounds - self.meeting_rounds, self._peer.bytes_sent - self.meeting_bytes
         received = self._peer.bytes_received - HEADER_BYTES - HANDSHAKE_BYTES
-        dealt = sum(channel.bytes_received for channel in self._channels[1:])
         try:
             result = self._evaluate(share.values)
         except Exception:

@@ -86,6 +86,18 @@ def test_batches_are_exact_at_the_cost_of_the_plan(started: tuple[Program, Seque
         used.append(n)
 
 
+def test_the_second_large_batch_finds_its_correlations_in_stock(
+    started: tuple[Program, Sequence[PartyRole]],
+) -> None:
+    program, roles = started
+    dealt = []
+    for seed in (0, 1):
+        x = inputs(20, seed)
+        assert np.array_equal(ask(program, roles, x), interpret(GRAPH, x))
+        dealt.append(roles[1].statistics["bytes_from_dealer"])
+    assert dealt[0] > dealt[1] == 0
+
+
 def test_shares_that_do_not_fit_are_refused(started: tuple[Program, Sequence[PartyRole]]) -> None:
     program, roles = started
     client = BACKEND.client(program.client)
