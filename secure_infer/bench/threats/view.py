@@ -20,7 +20,7 @@ from secure_infer.bench.threats.extraction import blank_substitute
 from secure_infer.defenses.prada import Watch
 
 _WATCHED = 100
-_THIEVING, _HONEST, _ORDERS = 3 * SEEDS, 220, 20
+_THIEVING, _HONEST, _ORDERS, _FEATURES = 3 * SEEDS, 220, 20, 1 << 12
 _FALSE_ALARMS = 0.01
 
 
@@ -174,7 +174,7 @@ def _stolen(deployment: Deployment, settings: Settings) -> Tensor:
 
 def _as_answered(deployment: Deployment, images: Tensor) -> tuple[Tensor, Tensor]:
     """A row a query as the server sees it, and the class that it answered: one for all if it can not know."""
-    rows = torch.from_numpy(_as_seen(deployment, images))
+    rows = torch.from_numpy(_as_seen(deployment, images)[:, -_FEATURES:])
     return rows, torch.zeros(len(rows)) if deployment.encrypted else deployment.own_copy().query(images).labels
 
 
