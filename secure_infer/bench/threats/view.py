@@ -21,6 +21,7 @@ from secure_infer.defenses.prada import Watch
 
 _WATCHED = 100
 _THIEVING, _HONEST, _ORDERS, _FEATURES = 3 * SEEDS, 220, 20, 1 << 12
+_MARGIN = 1.5
 _FALSE_ALARMS = 0.01
 
 
@@ -133,14 +134,16 @@ def theft_defense(deployment: Deployment, settings: Settings) -> Cell:
     """Notice the theft of a model by how far a client's queries lie apart (PRADA), on what the server gets.
 
     In the clear it compares the images of each class that it answers; under encryption it has bytes and no class. The
-    threshold is the least statistic of honest clients: known images, in orders drawn at random.
+    threshold is half as far again from a normal sample's statistic as that of the worst honest client: known images, in
+    orders drawn at random.
     """
     stolen = _stolen(deployment, settings)
     known, fresh = some(deployment.weights.images, 2 * _HONEST, settings.seed + 1).chunk(2)
     start = time.perf_counter()
     (seen, classes), *others = (_as_answered(deployment, part) for part in (known, stolen, fresh))
     orders = [torch.randperm(len(seen), generator=torch.Generator().manual_seed(i)) for i in range(_ORDERS)]
-    threshold = min(_least_normality(seen[order], classes[order]) for order in orders)
+    least = min(_least_normality(seen[order], classes[order]) for order in orders)
+    threshold = 1 - _MARGIN * (1 - least)
     passed, kept = (_before_alarm(*part, threshold) for part in others)
     return Cell(
         "a thief's queries that pass before the alarm",
