@@ -264,8 +264,10 @@ class TestCrew:
         deployment = Deployment(graph, input_plan="raw")
         (message,) = deployment.client.encrypt(deployment.x[:1], deployment.keys)
         replies = {}
+        spent = 0.0
         for processes in (1, 2):
             deployment.server.processes = processes
             replies[processes] = deployment.server.run(message, deployment.keys.evaluation)
-            assert bool(deployment.server.statistics) == (processes > 1)
+            assert (deployment.server.cpu_seconds() > spent) == (processes > 1)
+            spent = deployment.server.cpu_seconds()
         assert replies[1] == replies[2]
