@@ -27,6 +27,8 @@ KINDS = (*FORMS, "simulated", "encrypted")
 CALIBRATION = 1000
 """Training images that set the ranges."""
 _PERMUTATIONS = 2000
+_BATCH: Mapping[str, Mapping[str, Any]] = {"ckks": {"input_plan": "batch", "upload": "expanded"}}
+"""Compile options by which thousands of inputs travel in one request at little more than the cost of one."""
 
 
 class Plain(nn.Module):
@@ -91,13 +93,19 @@ class Executed(Target):
         name: What it is, for tables.
         access: LABEL, PROBABILITIES or LOGITS: what whoever holds the client passes on.
         budget: Queries that it answers; None for no limit.
+        bounds: Of its inputs; the calibrated range if None. The client takes what is one unit outside that range.
 
     Raises:
         InvalidInput: White-box access, or outputs that are not one score a class.
     """
 
     def __init__(
-        self, client: Client, name: str = "executed", access: Access = Access.LOGITS, budget: int | None = None
+        self,
+        client: Client,
+        name: str = "executed",
+        access: Access = Access.LOGITS,
+        budget: int | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         interface = client.interface
         problems = []
@@ -109,7 +117,8 @@ class Executed(Target):
         if problems:
             raise InvalidInput("This can't be a target.", problems)
         kind = interface.input
-        bounds = Bounds(kind.low * min(kind.scale), kind.high * max(kind.scale)) if interface.encoding is None else None
+        if bounds is None and interface.encoding is None:
+            bounds = Bounds(kind.low * min(kind.scale), kind.high * max(kind.scale))
         super().__init__(name, access, interface.shape, interface.output.shape[0], bounds or Bounds(), budget)
         self._client = client
 
@@ -148,7 +157,7 @@ class Subject:
         self.name, self.net, self.calibration = name, Plain(net.eval()), calibration
         self.images, self.labels = torch.from_numpy(images), torch.from_numpy(labels)
         self.options, self.form = dict(options or {}), form or form_of(net)
-        self._compiled: dict[str, compiler.Compiled] = {}
+        self._compiled: dict[tuple[str, bool], compiler.Compiled] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,16 +169,21 @@ class Subject:
         """Protocols that its recipe is made for, `clear` left out."""
         return [name for name in self.options if name != "clear"]
 
-    def compiled(self, protocol: str) -> compiler.Compiled:
+    def compiled(self, protocol: str, batch: bool = False) -> compiler.Compiled:
         """The model compiled for a protocol; made once.
+
+        Args:
+            protocol: Its name.
+            batch: For requests of many inputs, where the protocol has another plan for these.
 
         Raises:
             UnsupportedNetwork: Layers that the protocol can't evaluate.
         """
-        if protocol not in self._compiled:
-            options = self.options.get(protocol, {})
-            self._compiled[protocol] = compiler.compile(self.net.net, self.calibration, protocol, **options)
-        return self._compiled[protocol]
+        key = protocol, batch and protocol in _BATCH
+        if key not in self._compiled:
+            options = {**self.options.get(protocol, {}), **(_BATCH[protocol] if key[1] else {})}
+            self._compiled[key] = compiler.compile(self.net.net, self.calibration, protocol, **options)
+        return self._compiled[key]
 
     def target(
         self,
@@ -179,6 +193,7 @@ class Subject:
         access: Access | None = None,
         budget: int | None = None,
         seed: int = 0,
+        batch: bool = False,
     ) -> Target:
         """One of the targets that these weights can be.
 
@@ -191,6 +206,7 @@ class Subject:
             access: What it shows; None for all that it has.
             budget: Queries that it answers; None for no limit.
             seed: Of simulated errors.
+            batch: Whether "encrypted" is for requests of many inputs.
 
         Raises:
             UsageError: No such kind, or weights of another form.
@@ -198,7 +214,9 @@ class Subject:
         _require_kind(kind, protocol, self.form)
         name = " ".join([self.name, kind, *([protocol] if kind in KINDS[len(FORMS) :] else [])])
         if kind == "encrypted":
-            return Executed(self.compiled(protocol).client(), name, Access.LOGITS if access is None else access, budget)
+            client = self.compiled(protocol, batch).client()
+            # Bright pixels may round to more than the calibrated range, which the client then clips.
+            return Executed(client, name, Access.LOGITS if access is None else access, budget, Bounds())
         values = self._values(kind, protocol, seed)
         backward = None if values is self.net else self.net
         shown = Access.WHITE_BOX if access is None else access

@@ -11,7 +11,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
 import secure_infer as si
-from secure_infer.attacks import Access, Answer, Bounds, FunctionTarget
+from secure_infer.attacks import Access, Answer, Bounds, FunctionTarget, Goal, attack
 from secure_infer.client import Client
 from secure_infer.errors import InvalidInput, LimitExceeded, NotApplicable, UsageError
 from secure_infer.targets import Executed, Interpreted, Simulated, Subject, agreement, form_of, subject
@@ -100,6 +100,22 @@ def test_real_ciphertexts_are_asked_and_their_bytes_counted(protocol: str) -> No
             executed.query(x)
     finally:
         compiled.close()
+
+
+def test_bright_images_are_attacked_on_ciphertexts_as_in_the_clear() -> None:
+    """Four bits a pixel end below 1, to which the client clips: no reason to refuse an image, or to treat it apart."""
+    weights = subject("digits-cnn-qat")
+    try:
+        executed, exact = (weights.target(kind, "mpc") for kind in ("encrypted", "quantized"))
+        kind = weights.compiled("mpc").interface.input
+        bright = weights.images[weights.images.flatten(1).amax(1) > kind.high * max(kind.scale)][:2]
+        assert len(bright) == 2 and executed.bounds == exact.bounds == Bounds(0, 1)
+        labels = exact.query(bright).labels
+        chosen = attack("surfree")(queries=10)  # type: ignore[call-arg]
+        found = [chosen(target, bright, Goal(labels)) for target in (executed, exact)]
+        torch.testing.assert_close(*found, rtol=0, atol=0)
+    finally:
+        weights.close()
 
 
 def test_a_bundle_is_a_remote_target(tmp_path: object) -> None:

@@ -192,11 +192,11 @@ def _target(subject: Subject, kind: str, protocol: str | None, level: Access | N
 
 @contextmanager
 def _served(client: AbstractContextManager[Client], name: str, level: Access | None) -> Iterator[Target]:
-    from secure_infer.attacks import Access
+    from secure_infer.attacks import Access, Bounds
     from secure_infer.targets import Executed
 
     with client as connected:
-        yield Executed(connected, name, Access.LOGITS if level is None else level)
+        yield Executed(connected, name, Access.LOGITS if level is None else level, bounds=Bounds())
 
 
 def _agreement(subject: Subject, protocol: str, images: Tensor, seed: int) -> dict[str, Any]:

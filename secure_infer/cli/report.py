@@ -33,6 +33,9 @@ def report(
     queries: Annotated[int, typer.Option(help="Queries of these for each image.")] = 200,
     executed: Annotated[int, typer.Option(min=0, help="Images through real ciphertexts, beside the simulation.")] = 10,
     timed: Annotated[int, typer.Option(help="Requests by whose times inputs are told apart; 0: none.")] = 24,
+    on_ciphertexts: Annotated[
+        bool, typer.Option("--on-ciphertexts", help="Attack real ciphertexts, not a simulation; of CKKS in batches.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
     records: Annotated[
         list[Path] | None,
@@ -54,7 +57,8 @@ def report(
     else:
         settings = {"n": n, "n_queries": n_queries, "queries": queries, "executed": executed, "timed": timed}
         settings["seed"] = seed
-        documents = _measured(models or ["digits"], (protocol, form, threat), settings, json)
+        parts = (protocol, form, threat)
+        documents = _measured(models or ["digits"], parts, settings, on_ciphertexts, json)
     written = page.write(documents, known, out)
     if json:
         console.emit({"written": [str(path) for path in written], "matrices": documents})
@@ -64,7 +68,11 @@ def report(
 
 
 def _measured(
-    models: list[str], parts: tuple[list[str] | None, ...], settings: dict[str, int], quiet: bool
+    models: list[str],
+    parts: tuple[list[str] | None, ...],
+    settings: dict[str, int],
+    on_ciphertexts: bool,
+    quiet: bool,
 ) -> list[dict[str, Any]]:
     from secure_infer.bench.threats.cells import Settings
     from secure_infer.bench.threats.rows import NAMES
@@ -85,7 +93,13 @@ def _measured(
     with _progress(quiet) as progress:
         return [
             measure(
-                name, given, protocols=protocols or _PROTOCOLS, forms=forms or FORMS, threats=threats, progress=progress
+                name,
+                given,
+                protocols=protocols or _PROTOCOLS,
+                forms=forms or FORMS,
+                threats=threats,
+                on_ciphertexts=on_ciphertexts,
+                progress=progress,
             )
             for name in models
         ]

@@ -70,6 +70,22 @@ def test_whoever_attacks_a_noisy_protocol_asks_again(monkeypatch: pytest.MonkeyP
     assert mean.meter.queries == 5
 
 
+@pytest.mark.parametrize("protocol", ["ckks", "mpc"])
+def test_attacks_may_ask_real_ciphertexts(protocol: str) -> None:
+    chosen = Settings(n=12, n_queries=2, queries=20, stolen=200, executed=0)
+    threats = ("evasion-white-box", "extraction", *(["evasion-labels"] if protocol == "mpc" else []))
+    given = {"protocols": ("clear", protocol), "forms": ("polynomial",), "threats": threats}
+    found = [matrix.cells(measure("digits", chosen, **given, on_ciphertexts=real)) for real in (False, True)]
+    simulated, executed = ({key: cell for key, cell in cells.items() if key[1] == protocol} for cells in found)
+    assert [cell["mode"] for cell in executed.values()] == ["executed"] * len(threats)
+    assert {cell["mode"] for cell in simulated.values()} == {"simulated"}
+    # Both protocols come so near to the clear network that attacks do as well on ciphertexts.
+    assert all(abs(cell["successes"] - executed[key]["successes"]) <= 1 for key, cell in simulated.items())
+    assert {key for key, cell in found[1].items() if cell["mode"] == "clear"} == {
+        (name, "clear", "polynomial") for name in threats
+    }
+
+
 def test_a_share_comes_with_its_interval() -> None:
     found = Cell("m", 3, 4, access="LABEL").as_dict()
     assert found["rate"] == found["gain"] == 0.75 and found["interval"][0] < 0.75 < found["interval"][1]

@@ -108,6 +108,7 @@ class Deployment:
         protocol, form: The column.
         subject: The weights; None if the zoo has none of this form.
         why_not: Why nothing can be deployed here; empty if it can.
+        on_ciphertexts: Whether attacks ask real ciphertexts, in batches, and no simulation.
     """
 
     dataset: str
@@ -115,11 +116,17 @@ class Deployment:
     form: str
     subject: Subject | None
     why_not: str = ""
+    on_ciphertexts: bool = False
 
     @property
     def encrypted(self) -> bool:
         """Whether a protocol stands between client and server."""
         return self.protocol != "clear"
+
+    @property
+    def mode(self) -> str:
+        """How attacks meet the model: "clear", "simulated" or "executed"."""
+        return "clear" if not self.encrypted else "executed" if self.on_ciphertexts else "simulated"
 
     @property
     def weights(self) -> Subject:
@@ -137,17 +144,18 @@ class Deployment:
         return self.weights.target(self.form)
 
     def deployed(self, access: Access, seed: int = 0, times: int = 1) -> Target:
-        """The model as a client meets it: the protocol's errors drawn where there is one.
+        """The model as a client meets it: on ciphertexts, or with the protocol's errors drawn where there is one.
 
         Args:
             access: What the client shows to whoever attacks.
             seed: Of the errors.
             times: Ask so often and take the mean, which the meter counts as one query.
         """
-        kind = "simulated" if self.encrypted else self.form
+        kind = {"clear": self.form, "simulated": "simulated", "executed": "encrypted"}[self.mode]
+        make = partial(self.weights.target, kind, self.protocol, seed=seed, batch=self.on_ciphertexts)
         if times == 1:
-            return self.weights.target(kind, self.protocol, access=access, seed=seed)
-        once = self.weights.target(kind, self.protocol, access=Access.LOGITS, seed=seed)
+            return make(access=access)
+        once = make(access=Access.LOGITS)
         mean = partial(_mean, once, times)
         return FunctionTarget(mean, self.weights.shape, once.classes, name=once.name, access=access)
 
@@ -167,7 +175,7 @@ class Deployment:
         executed.query(images[:1])  # makes the keys, which is not part of a query's time
         executed.meter.seconds, executed.meter.queries = 0.0, 0
         executed.meter.sent = executed.meter.received = 0
-        simulated = self.deployed(Access.LOGITS, seed)
+        simulated = self.weights.target("simulated", self.protocol, access=Access.LOGITS, seed=seed)
         return agreement(simulated, executed, images, self.own_copy(), seed), executed
 
     def right(self, n: int) -> tuple[Tensor, Tensor]:

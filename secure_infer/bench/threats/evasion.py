@@ -62,7 +62,7 @@ def _asked(deployment: Deployment, settings: Settings, chosen: Attack, access: A
         int(fooled.sum()),
         outcome.attacked,
         access=access.name,
-        mode="simulated" if deployment.encrypted else "clear",
+        mode=deployment.mode,
         queries=summary["queries_per_image"] * deployment.repeats,
         seconds=outcome.spent.seconds,
         details=details,
@@ -98,13 +98,12 @@ def _delivered(
     right = target.query(images).labels == labels
     fooled = (target.query(disturbed).labels != labels) & right
     details["median_l2"] = median_of(torch.linalg.vector_norm((disturbed - images).flatten(1), dim=1)[fooled])
-    mode = "simulated" if deployment.encrypted else "clear"
     return Cell(
         _FOOLED,
         int(fooled.sum()),
         int(right.sum()),
         access=access,
-        mode=mode,
+        mode=deployment.mode,
         queries=1.0,
         seconds=target.meter.seconds,
         details=details,

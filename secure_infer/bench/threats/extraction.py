@@ -42,7 +42,7 @@ def substitute(deployment: Deployment, settings: Settings) -> Cell:
         theft.agrees,
         theft.n,
         access=Access.LABEL.name,
-        mode="simulated" if deployment.encrypted else "clear",
+        mode=deployment.mode,
         queries=float(stolen.queries),
         per="model",
         seconds=seconds,

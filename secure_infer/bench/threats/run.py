@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +26,7 @@ def measure(
     protocols: Sequence[str] = PROTOCOLS,
     forms: Sequence[str] = FORMS,
     threats: Sequence[str] = (),
+    on_ciphertexts: bool = False,
     progress: Progress = lambda _: None,
 ) -> Record:
     """Measure the matrix of one data set.
@@ -36,6 +37,7 @@ def measure(
         protocols: Columns to measure.
         forms: Of these columns, which to measure.
         threats: Rows to measure; all if empty.
+        on_ciphertexts: Whether attacks ask real ciphertexts instead of a simulation.
         progress: Told what is measured next.
 
     Returns:
@@ -47,7 +49,7 @@ def measure(
     """
     columns = deployments(dataset, protocols)
     surrogate = next(column.subject for column in columns if column.subject is not None)
-    columns = [column for column in columns if column.form in forms]
+    columns = [replace(column, on_ciphertexts=on_ciphertexts) for column in columns if column.form in forms]
     chosen = {name: row for name, row in rows(surrogate).items() if not threats or name in threats}
     document: Record = {
         "schema": SCHEMA,
