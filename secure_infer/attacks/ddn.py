@@ -11,7 +11,7 @@ from torch import Tensor
 from secure_infer.attacks.base import Access, Norm, Target
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import LOSSES, LossName, loss_of, scores_of
-from secure_infer.attacks.minimal import Closest, MinimalAttack, annealed, direction, fallback
+from secure_infer.attacks.minimal import Closest, MinimalAttack, annealed, fallback, moved
 from secure_infer.attacks.norms import TINY, per_image, size
 from secure_infer.attacks.settings import require_settings
 
@@ -43,15 +43,15 @@ class DDN(MinimalAttack):
     def _search(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         closest, otherwise, loss = Closest(images, "l2"), fallback(images, generator), loss_of(self.loss, goal)
         radius = images.new_full((len(images),), self.start)
-        x = images
+        x, delta = images, torch.zeros_like(images)
         for step in range(self.steps):
             logits, gradient = target.differentiate(x, loss)
             success = goal.reached(logits)
-            closest.offer(x, success)
+            closest.offer(x, success, delta=delta)
             radius = radius * torch.where(success, 1 - self.factor, 1 + self.factor)
-            length = annealed(step, self.steps, 1.0, 0.01)
-            delta = torch.add(x - images, direction(gradient, otherwise), alpha=length)
+            delta = moved(delta, gradient, otherwise, annealed(step, self.steps, 1.0, 0.01))
             scale = radius / size(delta, "l2").clamp_min(TINY)
-            x = target.bounds.clamp(torch.addcmul(images, delta, per_image(scale, delta)))
-        closest.offer(x, goal.reached(scores_of(target, x)))
+            x = torch.addcmul(images, delta, per_image(scale, delta)).clamp_(target.bounds.low, target.bounds.high)
+            delta = x - images
+        closest.offer(x, goal.reached(scores_of(target, x)), delta=delta)
         return closest.found

@@ -11,7 +11,7 @@ from torch import Tensor
 from secure_infer.attacks.base import Access, Norm, Target
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import scores_of
-from secure_infer.attacks.minimal import Closest, MinimalAttack, annealed, direction, fallback
+from secure_infer.attacks.minimal import Closest, MinimalAttack, annealed, fallback, moved
 from secure_infer.attacks.norms import dual_size, within
 from secure_infer.attacks.settings import require_settings
 
@@ -51,7 +51,7 @@ class FMN(MinimalAttack):
             distance = closest.offer(x, success)
             radius = self._resized(radius, closest.distance, distance, success, margin, gradient, step)
             length = annealed(step, self.steps, first, 0.0)
-            ahead = torch.add(x, direction(gradient, otherwise), alpha=length)
+            ahead = moved(x, gradient, otherwise, length)
             x = within(ahead, images, self.norm, radius, target.bounds)
         closest.offer(x, goal.reached(scores_of(target, x)))
         return closest.found

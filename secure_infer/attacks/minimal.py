@@ -49,19 +49,20 @@ class Closest:
         self.found = images.clone()
         self.distance = torch.full((len(images),), torch.inf, device=images.device, dtype=images.dtype)
 
-    def offer(self, x: Tensor, success: Tensor, rows: Tensor | None = None) -> Tensor:
+    def offer(self, x: Tensor, success: Tensor, rows: Tensor | None = None, *, delta: Tensor | None = None) -> Tensor:
         """Keep those of `x` that succeed and are closer than what is known.
 
         Args:
             x: Shape `(m, *shape)`.
             success: Which of them reach the goal, `(m,)`.
             rows: Which images they belong to, each at most once, `(m,)`; None for all in order.
+            delta: Their differences from the images, where they are known already.
 
         Returns:
             Their distances, `(m,)`.
         """
         images, known = (self._images, self.distance) if rows is None else (self._images[rows], self.distance[rows])
-        distance = size(x - images, self._norm)
+        distance = size(x - images if delta is None else delta, self._norm)
         better = (success & (distance < known)).nonzero().squeeze(1)
         kept = better if rows is None else rows[better]
         self.found.index_copy_(0, kept, x.index_select(0, better))
@@ -85,6 +86,14 @@ def direction(gradient: Tensor, otherwise: Tensor) -> Tensor:
     vanished = sizes == 0
     found = gradient / per_image(sizes.clamp_min(TINY), gradient)
     return torch.where(per_image(vanished, found), otherwise, found) if bool(vanished.any()) else found
+
+
+def moved(x: Tensor, gradient: Tensor, otherwise: Tensor, length: float) -> Tensor:
+    """`x` moved by a length along `direction`, in one pass over the images where no gradient vanishes."""
+    sizes = size(gradient, "l2")
+    if bool((sizes == 0).any()):
+        return torch.add(x, direction(gradient, otherwise), alpha=length)
+    return torch.addcmul(x, gradient, per_image(length / sizes, gradient))
 
 
 def annealed(step: int, steps: int, first: float, last: float) -> float:
