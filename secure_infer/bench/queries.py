@@ -51,7 +51,7 @@ def run(n: int | None = None, progress: Progress | None = None) -> Record:
     x, y = torch.from_numpy(subject.x[:1000]).float(), torch.from_numpy(subject.y[:1000]).long()
     right = NetworkTarget(net, tuple(x.shape[1:])).query(x).labels == y
     x, y = x[right][: n or IMAGES], y[right][: n or IMAGES]
-    starts = _starts(net, x, y)
+    starts = first_successes(net, x, y)
     curves = []
     for norm, kind in (("l2", HopSkipJump), ("l2", GeoDA), ("l2", SurFree), ("linf", HopSkipJump), ("linf", GeoDA)):
         tell(f"{kind.name} {norm}", 0, 1)
@@ -82,7 +82,7 @@ def _ladder(model: str, n: int, tell: Progress) -> Record:
     return found
 
 
-def _starts(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def first_successes(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """One success for each image, shared by all attacks."""
     search = Search(NetworkTarget(net, tuple(x.shape[1:]), access=Access.LABEL), x, Goal(y), "l2", 100)
     search.start(torch.Generator().manual_seed(SEED))
@@ -102,7 +102,7 @@ def _curve(kind: type[LabelAttack], norm: Norm, net: nn.Module, x: Tensor, y: Te
 def _duels(norm: Norm, net: nn.Module, x: Tensor, y: Tensor, starts: Tensor, tell: Progress) -> list[Record]:
     """HopSkipJump of each library that is installed, and ours at as many queries an image."""
     found = []
-    for name, peer in (("foolbox", _foolbox), ("art", _art)):
+    for name, peer in (("foolbox", foolbox), ("art", art)):
         tell(f"{name} {norm}", 0, 1)
         counted = _Counted(net)
         start = perf_counter()
@@ -146,18 +146,20 @@ class _Counted(nn.Module):
         return logits
 
 
-def _foolbox(net: nn.Module, norm: Norm, x: Tensor, y: Tensor, starts: Tensor) -> Tensor:
-    import foolbox
+def foolbox(net: nn.Module, norm: Norm, x: Tensor, y: Tensor, starts: Tensor) -> Tensor:
+    """HopSkipJump of Foolbox, from shared starts."""
+    import foolbox as library
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = foolbox.PyTorchModel(net.eval(), bounds=(0, 1))
-        peer = foolbox.attacks.HopSkipJumpAttack(steps=STEPS, constraint=norm)
+        model = library.PyTorchModel(net.eval(), bounds=(0, 1))
+        peer = library.attacks.HopSkipJumpAttack(steps=STEPS, constraint=norm)
         found: Tensor = peer(model, x, y, starting_points=starts, epsilons=None)[1]
     return found
 
 
-def _art(net: nn.Module, norm: Norm, x: Tensor, y: Tensor, starts: Tensor) -> Tensor:
+def art(net: nn.Module, norm: Norm, x: Tensor, y: Tensor, starts: Tensor) -> Tensor:
+    """HopSkipJump of the Adversarial Robustness Toolbox, one image after the other, from shared starts."""
     import numpy as np
     from art.attacks.evasion import HopSkipJump as Peer
     from art.estimators.classification import PyTorchClassifier

@@ -44,5 +44,7 @@ def test_label_queries_record_is_whole(monkeypatch):
     assert json.loads(json.dumps(record)) == record
     assert all(len(curve["medians"]) == len(queries.AT) for curve in record["curves"])
     for held in record["ladders"]:
-        few, many, gradients = (row["median"] for row in held["rows"][-3:])
-        assert gradients < many < few and len(held["rows"]) == 5
+        medians = {row["means"]: row["median"] for row in held["rows"]}
+        assert medians["white box"] < medians["surfree 1000"] < medians["surfree 50"]
+        times = {row["means"]: row["times_white_box"] for row in held["rows"]}
+        assert times["white box"] == 1 and times["surfree 50"] == medians["surfree 50"] / medians["white box"]

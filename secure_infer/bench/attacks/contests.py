@@ -12,11 +12,15 @@ from torch import Tensor
 
 from secure_infer.attacks import Attack, Goal, NetworkTarget, attack
 from secure_infer.attacks.best_effort import best_effort
+from secure_infer.attacks.hopskipjump import HopSkipJump
+from secure_infer.bench import queries
 from secure_infer.bench.attacks.contest import Contender, Contest, Field
-from secure_infer.bench.attacks.peers import adv_lib, art, foolbox, only, torchattacks, torchattacks_in_turn
+from secure_infer.bench.attacks.peers import adv_lib, art, foolbox, only, quiet, torchattacks, torchattacks_in_turn
 
 RADIUS = 0.03
 """Linf radius at which about half of the images of a plainly trained network can be fooled."""
+QUERIES = 1200
+"""What the peers' HopSkipJump asks for an image, nearly; `bench label-queries` has it to the query."""
 _CW = {"searches": 5, "steps": 100, "rate": 0.01}
 
 
@@ -33,6 +37,8 @@ def contests(libraries: Mapping[str, str]) -> Iterator[Contest]:
     yield _contest("cw", _CW, partial(_cw, libraries), images=50, rounds=3)
     yield _contest("deepfool", {"steps": 50}, partial(_deepfool, libraries), rounds=3)
     yield _contest("superdeepfool", {}, partial(_superdeepfool, libraries), rounds=3)
+    asked = {"queries": QUERIES, "peers' steps": queries.STEPS}
+    yield Contest("hopskipjump", asked, partial(_hopskipjump, libraries), images=20, rounds=3)
     yield _contest("bp", {"steps": 100}, _bp, rounds=1)
     yield _contest(
         "autoattack", {"radius": RADIUS}, partial(_autoattack, libraries), images=64, rounds=1, radius=RADIUS
@@ -143,6 +149,20 @@ def _best_effort(ground: Field) -> Tensor:
     """The nearest of what SuperDeepFool and BP find."""
     target = NetworkTarget(ground.net, tuple(ground.images.shape[1:]))
     return best_effort(target, [attack("superdeepfool")(), attack("bp")()], ground.images, ground.labels).images
+
+
+def _hopskipjump(libraries: Mapping[str, str], ground: Field) -> dict[str, Contender]:
+    """From the same first successes; the peers' settings are steps, which take about as many queries as ours has."""
+    given = ground.images, ground.labels
+    starts = queries.first_successes(ground.net, *given)
+    return {
+        "ours": ours(ground, HopSkipJump(queries=QUERIES, starts=starts)),
+        **only(
+            libraries,
+            foolbox=lambda: quiet(partial(queries.foolbox, ground.net, "l2", *given, starts)),
+            art=lambda: quiet(partial(queries.art, ground.net, "l2", *given, starts)),
+        ),
+    }
 
 
 def _bp(ground: Field) -> dict[str, Contender]:
