@@ -27,6 +27,7 @@ SERVICES = {
     "label-queries": ("queries", "train", "Distortion against queries of the label-only attacks, ours and peers'."),
     "transfer": ("transfer", "train", "Examples of five kinds of models against one another, and within each kind."),
     "extraction": ("extraction", "train", "Substitutes of a model from its labels or probabilities, by budget."),
+    "post-training": ("post_training", "train", "What quantizing float networks after training costs in accuracy."),
 }
 """Runs that are no case: their module, the extra that they need, and what they show."""
 
