@@ -74,9 +74,12 @@ def test_every_entry_of_a_rounded_table_has_two_coefficients():
     assert all(keys["polynomial_size"] >= 2 << 9 for keys in compiled.parameters["parameter_sets"])
 
 
-def test_the_report_states_the_floor():
-    report = compile(wide(Sign()), np.zeros((1, 24)), "tfhe").report()
+def test_the_report_states_the_floor_and_how_often_the_whole_network_fails():
+    compiled = compile(wide(Sign()), np.zeros((1, 24)), "tfhe")
+    report = compiled.report()
     assert "s of CPU for the look-ups alone" in report
+    whole = compiled.program.counts["look_ups"] * 2.0**-40
+    assert f"exact but with probability {whole:.2g} an inference" in report
 
 
 @given(graphs(ops=EXACT_OPS | {"Polynomial"}, max_layers=3, max_bits=2))
@@ -172,10 +175,11 @@ def test_a_network_with_full_tables_bears_little_noise():
     assert planner.settled(planned, Options(rounding="approximate", p_error=None)) == 2.0**-10
 
 
-def test_a_failure_probability_for_the_whole_inference():
+@pytest.mark.parametrize("failure", [2.0**-100, 2.0**-128])
+def test_a_failure_probability_for_the_whole_inference(failure):
     graph = wide(Sign(np.array([-3, 2, 0, 5])))
-    compiled = BACKEND.compile(graph, inputs_for(graph, 300, 1), {"failure": 2.0**-100})
-    assert compiled.guarantee.failure_probability == pytest.approx(2.0**-100, rel=1e-6)
+    compiled = BACKEND.compile(graph, inputs_for(graph, 300, 1), {"failure": failure})
+    assert compiled.guarantee.failure_probability == pytest.approx(failure, rel=1e-6)
     for options in ({"failure": 2.0**-100, "rounding": "approximate"}, {"failure": 2.0**-9, "p_error": 2.0**-9}):
         with pytest.raises(UsageError, match="failure"):
             BACKEND.compile(graph, inputs_for(graph, 300, 1), options)

@@ -152,20 +152,32 @@ def test_a_scale_that_rounds_below_its_top_level_keeps_that_level() -> None:
         assert graph.output_type.high == 15
 
 
-def test_encrypted_2w2a() -> None:
+@pytest.mark.parametrize("bits", [2, 4])
+def test_an_encrypted_cnn_of_brevitas_defaults(bits: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
-        qnn.QuantIdentity(bit_width=2, return_quant_tensor=True),
-        qnn.QuantConv2d(1, 2, 3, stride=3, bias=True, weight_bit_width=2, **PER_CHANNEL),
+        qnn.QuantIdentity(bit_width=bits, return_quant_tensor=True),
+        qnn.QuantConv2d(1, 2, 3, stride=3, bias=True, weight_bit_width=bits),
         nn.BatchNorm2d(2),
-        qnn.QuantReLU(bit_width=2, return_quant_tensor=True),
+        qnn.QuantReLU(bit_width=bits, return_quant_tensor=True),
         nn.Flatten(),
-        qnn.QuantLinear(8, 10, bias=True, weight_bit_width=2),
+        qnn.QuantLinear(8, 10, bias=True, weight_bit_width=bits),
     )
     compiled = si.compile(_trained(net, 1), X[:300], protocol="tfhe")
     expected, _, spread = outputs(net, compiled.graph, X[1350:1352])
     np.testing.assert_allclose(compiled.predict(X[1350:1352]), expected, atol=1e-9 * spread)
     compiled.close()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["2W2A", "4W4A"])
+def test_a_whole_cnn_of_brevitas_defaults_simulated(name: str) -> None:
+    torch.manual_seed(0)
+    net = _trained(NETWORKS[name][0]())
+    compiled = si.compile(net, X[:300], protocol="tfhe")
+    held = X[1350:1400]
+    expected, _, spread = outputs(net, compiled.graph, held)
+    np.testing.assert_allclose(compiled.predict(held, mode="simulate"), expected, atol=1e-9 * spread)
 
 
 @pytest.mark.full
