@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,10 +32,20 @@ class Access(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least and the greatest value that an input's features may take."""
+    """The least and the greatest value that an input's features may take.
+
+    Raises:
+        InvalidInput: They are not finite, or leave nothing between them.
+    """
 
     low: float = 0.0
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise InvalidInput(
+                "Such bounds hold nothing.", [Problem("bounds", f"[{self.low}, {self.high}].", "give low below high.")]
+            )
 
     @property
     def width(self) -> float:

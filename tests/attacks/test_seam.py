@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from secure_infer.attacks import Access, Attack, FunctionTarget, Goal, NetworkTarget
+from secure_infer.attacks import Access, Attack, Bounds, FunctionTarget, Goal, NetworkTarget
 from secure_infer.errors import InvalidInput, LimitExceeded, NotApplicable
 
 SHAPE = (4,)
@@ -83,6 +83,12 @@ def test_every_misfit_is_listed_at_once():
 def test_images_must_lie_within_the_bounds(bad):
     with pytest.raises(InvalidInput, match="outside the bounds"):
         Still()(network(), torch.full((2, 4), bad), Goal(torch.tensor([0, 1])))
+
+
+@pytest.mark.parametrize("ends", [(1, 0), (0.5, 0.5), (0, float("inf")), (float("nan"), 1)])
+def test_bounds_must_hold_something(ends):
+    with pytest.raises(InvalidInput, match="low below high"):
+        Bounds(*ends)
 
 
 @pytest.mark.parametrize(
