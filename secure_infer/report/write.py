@@ -10,6 +10,7 @@ from secure_infer.bench import places
 from secure_infer.bench.records import Record, latest
 from secure_infer.errors import Problem, UsageError
 from secure_infer.report import catalogue, matrix, tables
+from secure_infer.report.blind import blind
 from secure_infer.report.contests import contests
 from secure_infer.report.plots import write_plots
 from secure_infer.report.regions import replace_regions
@@ -53,7 +54,7 @@ def write_report(results: Path, readme: Path | None = None) -> list[Path]:
     folder = results.parent
     written = write_plots(records, folder / "plots")
     page = results_page(records, [path.stem for path in written])
-    page += f"\n## attacks\n\n{contests(results)}\n{_threats(records, results)}"
+    page += f"\n## attacks\n\n{contests(results)}\n\n{blind(results)}{_threats(records, results)}"
     written.append(files.write(folder / "RESULTS.md", page.encode()))
     readme = readme or _own_readme(results)
     if readme is not None:

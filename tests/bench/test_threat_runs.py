@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from secure_infer.bench import extraction, queries, transfer
+from secure_infer.bench import append, extraction, queries, transfer
+from secure_infer.report.blind import blind
 
 
 def test_rank_correlation_is_scipy_s_ties_included():
@@ -48,3 +49,23 @@ def test_label_queries_record_is_whole(monkeypatch):
         assert medians["white box"] < medians["surfree 1000"] < medians["surfree 50"]
         times = {row["means"]: row["times_white_box"] for row in held["rows"]}
         assert times["white box"] == 1 and times["surfree 50"] == medians["surfree 50"] / medians["white box"]
+
+
+def test_newest_runs_become_tables(tmp_path):
+    assert blind(tmp_path) == ""
+    step = {"means": "surfree 100", "median": 1.5, "interval": [1, 2], "times_white_box": 7.5}
+    held = {"model": "m", "n": 9, "rows": [step, {**step, "means": "jpeg", "median": None, "times_white_box": None}]}
+    duel = {"peer": "p", "norm": "l2", "queries": 1207, "median": {"ours": 0.8, "peer": None}}
+    duel |= {"seconds": {"ours": 1.0, "peer": 2.0}}
+    place = {"host": {"cores": 2}, "load": 1.25}
+    common = {"case": "label-queries", "model": "m", "n": 9, "time": "2026-01-02", "peers": [duel], **place}
+    append(tmp_path / "attacks" / "label-queries.jsonl", {**common, "ladders": [held]})
+    part = {"share": 0.5, "interval": [0.4, 0.6]}
+    row = {"attack": "jacobian", "model": "m", "access": "LABEL", "queries": 4800, "radius": 0.2}
+    row |= dict.fromkeys(("fidelity", "accuracy", "transfer", "random"), part)
+    append(tmp_path / "attacks" / "extraction.jsonl", {"at": "2026-01-03", "rows": [row], **place})
+    text = blind(tmp_path)
+    assert "2026-01-03, 2 cores, load average 1.2" in text
+    assert "| surfree 100 | 1.50 (7.5) |" in text and "| jpeg | most images not fooled |" in text
+    assert "| p | l2 | 1,207 | 0.800 | - | 1 s | 2 s |" in text
+    assert "| jacobian | `m` | label | 4,800 | 0.2 | 50.0 % (40.0-60.0) |" in text
