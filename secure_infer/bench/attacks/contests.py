@@ -40,9 +40,7 @@ def contests(libraries: Mapping[str, str]) -> Iterator[Contest]:
     asked = {"queries": QUERIES, "peers' steps": queries.STEPS}
     yield Contest("hopskipjump", asked, partial(_hopskipjump, libraries), images=20, rounds=3)
     yield _contest("bp", {"steps": 100}, _bp, rounds=1)
-    yield _contest(
-        "autoattack", {"radius": RADIUS}, partial(_autoattack, libraries), images=64, rounds=1, radius=RADIUS
-    )
+    yield _contest("autoattack", {"radius": RADIUS}, partial(_autoattack, libraries), rounds=1, radius=RADIUS)
 
 
 def _contest(
@@ -111,7 +109,7 @@ def _ddn(libraries: Mapping[str, str], ground: Field) -> dict[str, Contender]:
     return only(
         libraries,
         foolbox=lambda: foolbox(ground, "DDNAttack", steps=100),
-        adv_lib=lambda: adv_lib(ground, "ddn", steps=100),
+        adv_lib=lambda: adv_lib(ground, "ddn", steps=100, levels=None),  # no other contender rounds to pixels
     )
 
 
