@@ -219,9 +219,12 @@ def _views(document: Record) -> list[tuple[str, Record]]:
 
 def _priced(cell: Record | None, price: Price | None) -> str:
     found = shown(cell, price)
-    if cell is None or found.gain is None or price is None or cell["per"] == "client":
+    if cell is None or found.gain is None:
         return found.head
-    return f"{found.head}, {seconds(cell['queries'] * price.seconds)} / {cell['per']}"
+    head = f"{found.head} simulated" if cell["mode"] == "simulated" else found.head
+    if price is None or cell["per"] == "client":
+        return head
+    return f"{head}, {seconds(cell['queries'] * price.seconds)} / {cell['per']}"
 
 
 def _brief(cell: Shown) -> str:

@@ -150,6 +150,12 @@ def test_the_price_is_that_of_the_record_where_there_is_one(document: dict) -> N
     assert cost["mpc", "binarized"].seconds == pytest.approx(wall["encrypt"] + wall["run"] + wall["decrypt"])
     assert "this run" in matrix.prices([], document)["mpc", "binarized"].source
     assert set(cost) == {("mpc", "binarized")}
+    # The reader of the README's table sees which cells were not attacked on ciphertexts.
+    labels, view = (
+        next(line for line in matrix.summary(document, cost).splitlines() if title in line)
+        for title in ("Evasion by labels", "Server tells inputs apart")
+    )
+    assert labels.count("simulated") == 1 and "simulated" not in view
 
 
 def test_a_page_is_made_again_from_its_record(
