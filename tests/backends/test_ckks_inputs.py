@@ -259,7 +259,7 @@ class TestCrew:
     def test_a_single_block_with_many_rotations_is_shared_and_gives_the_very_same(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(run, "_HANDED_OVER", 1.0)
+        monkeypatch.setattr(run, "WORTH_SHARING", 0.0)
         graph = chain((100,), linear(90, 100), SQUARE, linear(80, 90), SQUARE, linear(2, 80))
         deployment = Deployment(graph, input_plan="raw")
         (message,) = deployment.client.encrypt(deployment.x[:1], deployment.keys)
@@ -271,3 +271,19 @@ class TestCrew:
             assert (deployment.server.cpu_seconds() > spent) == (processes > 1)
             spent = deployment.server.cpu_seconds()
         assert replies[1] == replies[2]
+
+    def test_what_was_faster_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run, "WORTH_SHARING", 0.0)
+        graph = chain((100,), linear(90, 100), SQUARE, linear(80, 90), SQUARE, linear(2, 80))
+        deployment = Deployment(graph, input_plan="raw")
+        deployment.server.processes = 2
+        (message,) = deployment.client.encrypt(deployment.x[:1], deployment.keys)
+        spent = []
+        for slow in (None, None, True, False):
+            if slow is not None:
+                seconds = deployment.server._program._seconds
+                seconds |= {way: float(way[1] == slow) for way in seconds}
+            deployment.server.run(message, deployment.keys.evaluation)
+            spent.append(deployment.server.cpu_seconds())
+        # Alone at first, shared to compare, then alone while sharing was slower, and shared while it was faster.
+        assert 0 == spent[0] < spent[1] == spent[2] < spent[3]

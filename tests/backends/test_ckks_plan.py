@@ -102,6 +102,25 @@ class TestAlgebra:
         babies, giants = plan.steps[0].rotations
         assert len(set(babies)) + len(set(giants)) <= 14
 
+    def test_channels_interleave_in_the_gaps_of_strides(self) -> None:
+        layers = conv(16, 8, 3, 2, 1), SQUARE, conv(16, 16, 3, 1, 1), SQUARE, Reshape((1024,)), linear(4, 1024)
+        graph = chain((8, 16, 16), *layers)
+        network = normalize(lower(graph), graph.input, inputs_for(graph, 4).astype(float))
+        plan, _ = make_plan(network, small_ring(4, True, 2048), "raw")
+        strided, next_one, _ = plan.steps
+        # Four channels in a cell of 256 slots, four cells: kernel positions and places in the gaps differ by 4 x 4,
+        # then 7 x 7, in each of the four differences between cells.
+        assert (strided.affine.period, len(strided.diagonals.keys)) == (1024, 4 * 4 * 4)
+        assert len(next_one.diagonals.keys) <= 4 * 7 * 7
+        assert_same_algebra(graph, 2048, "raw")
+
+    @pytest.mark.parametrize("size", [7, 9, 12, 15, 33])
+    def test_images_of_odd_sizes_in_rasters(self, size: int) -> None:
+        pixels = ((size + 1) // 2) ** 2
+        layers = conv(6, 3, 3, 2, 1), SQUARE, conv(4, 6, 3, 1, 1), SQUARE, Reshape((4 * pixels,)), linear(3, 4 * pixels)
+        for slots in (1024, 8192):
+            assert_same_algebra(chain((3, size, size), *layers), slots, "raw")
+
     def test_measured_costs_decide(self) -> None:
         graph = chain((60,), linear(60, 60), SQUARE, linear(4, 60))
         network = normalize(lower(graph), graph.input, inputs_for(graph, 4).astype(float))

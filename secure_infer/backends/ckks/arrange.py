@@ -18,15 +18,15 @@ from secure_infer.backends.ckks.lower import Indices, Matrix
 from secure_infer.backends.ckks.normalize import Unit
 from secure_infer.backends.ckks.packing import (
     Costs,
+    Grid,
     Layout,
     Sums,
     Term,
     is_sparse,
-    layout_cost,
     packed,
     positioned,
 )
-from secure_infer.backends.ckks.placement import choose_layout
+from secure_infer.backends.ckks.placement import choose_layouts
 from secure_infer.errors import ParametersError, Problem
 from secure_infer.graph import INPUT
 
@@ -34,6 +34,7 @@ BATCH = "batch"
 INPUT_PLANS = ("auto", "raw", "im2col", "copies", BATCH)
 _BEAM = 32
 _KEPT_FIRST = 400
+_KEPT_LAYOUTS = 4
 _MOST_SENT = 128
 _PARTS = (1, 2, 4, 8, 16)
 _SENT = (2, 4, 8, 16, 32, 64)
@@ -85,13 +86,19 @@ class _State:
 
 
 def arrange(
-    units: Sequence[Unit], inputs: int, costs: Mapping[str, Costs], slots: int, input_plan: str = "auto"
+    units: Sequence[Unit],
+    inputs: int,
+    image: tuple[int, int],
+    costs: Mapping[str, Costs],
+    slots: int,
+    input_plan: str = "auto",
 ) -> tuple[str, Indices, list[Placed]]:
     """Place all units.
 
     Args:
         units: In topological order; the last one makes the output.
         inputs: Length of the input.
+        image: Height and width of its channels.
         costs: Of operations at the level at which each runs.
         slots: Of a ciphertext.
         input_plan: Which of `INPUT_PLANS` the client follows.
@@ -103,7 +110,7 @@ def arrange(
     Raises:
         ParametersError: The network allows no such input plan.
     """
-    search = _Search(units, costs, slots, input_plan)
+    search = _Search(units, image, costs, slots, input_plan)
     states = [_State(0.0, {INPUT: packed(inputs, slots)}, ())]
     for number, unit in enumerate(units):
         states = search.followed(number, unit, states)
@@ -117,10 +124,18 @@ def arrange(
 
 
 class _Search:
-    def __init__(self, units: Sequence[Unit], costs: Mapping[str, Costs], slots: int, input_plan: str) -> None:
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        image: tuple[int, int],
+        costs: Mapping[str, Costs],
+        slots: int,
+        input_plan: str,
+    ) -> None:
         self._costs, self._slots, self._plan = costs, slots, input_plan
+        self._images = {INPUT: image, **{unit.name: unit.image for unit in units}}
         self._free = _reads_only_input(units[0]) and not any(INPUT in unit.affine.terms for unit in units[1:])
-        self._hybrids: dict[tuple[str, tuple[int, ...]], Way] = {}
+        self._hybrids: dict[tuple[str, tuple[int, ...]], list[Way]] = {}
         self._alive: list[Layout] = []  # their ids are keys
 
     def followed(self, number: int, unit: Unit, states: Sequence[_State]) -> list[_State]:
@@ -129,11 +144,11 @@ class _Search:
             return []
         found = [_after(state, unit, way) for state in states for way in self._ways(number, unit, state)]
         if not found and states and (number or self._plan in ("auto", "raw")):
-            found = [_after(state, unit, self._hybrid(unit, state)) for state in states[:4]]
-        best: dict[tuple[int, int, int], _State] = {}
+            found = [_after(state, unit, way) for state in states[:4] for way in self._hybrid(unit, state)]
+        best: dict[tuple[int, int, int, Grid | None], _State] = {}
         for state in sorted(found, key=lambda state: state.cost):
             layout = state.layouts[unit.name]
-            best.setdefault((layout.period, layout.turn, -(-layout.extent * 16 // self._slots)), state)
+            best.setdefault((layout.period, layout.turn, -(-layout.extent * 16 // self._slots), layout.grid), state)
         return list(best.values())[: _BEAM if number else _KEPT_FIRST]
 
     def _ways(self, number: int, unit: Unit, state: _State) -> Iterator[Way]:
@@ -150,7 +165,7 @@ class _Search:
                     yield Way(sharing.cost(costs), sharing.result, source, sharing)
         raw = number or self._plan in ("auto", "raw")
         if raw and all(state.layouts[name].plain for name in matrices):
-            yield self._hybrid(unit, state)
+            yield from self._hybrid(unit, state)
 
     def _arranged(self, unit: Unit, matrix: Matrix, dense: bool, costs: Costs) -> Iterator[Way]:
         """Ways of a first unit for which the client arranges the input."""
@@ -174,18 +189,17 @@ class _Search:
             for layout in windows.layouts(parts, self._slots):
                 yield Way(windows.cost(parts, costs, layout.blocks), layout, windows=windows, parts=parts)
 
-    def _hybrid(self, unit: Unit, state: _State) -> Way:
-        """The hybrid method, for sources whose copies beyond the first are of no use if they are not plain."""
+    def _hybrid(self, unit: Unit, state: _State) -> list[Way]:
+        """The hybrid method in the cheapest layouts; of sources that are not plain, only the first copy is of use."""
         matrices, costs = _matrices(unit, state.layouts), self._costs[unit.name]
         used = [state.layouts[name] for name in matrices]
         key = (unit.name, tuple(map(id, used)))
         if key not in self._hybrids:
             self._alive += used
             layouts = {name: _flat(layout, self._slots) for name, layout in state.layouts.items()}
-            layout = choose_layout(matrices, layouts, unit.size, unit.group, self._slots, costs)
-            sent = layouts[INPUT].blocks if INPUT in matrices else 0
-            cost = layout_cost(matrices, layouts, layout, costs) + sent * costs.load
-            self._hybrids[key] = Way(cost, layout)
+            loads = costs.load * (layouts[INPUT].blocks if INPUT in matrices else 0)
+            priced = choose_layouts(unit, matrices, layouts, self._images, self._slots, costs)
+            self._hybrids[key] = [Way(cost + loads, layout) for cost, layout in priced[:_KEPT_LAYOUTS]]
         return self._hybrids[key]
 
 

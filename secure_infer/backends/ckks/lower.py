@@ -45,13 +45,13 @@ class Activation:
         name: Name of the graph's node.
         affine: What it reads.
         coefficients: One polynomial for each element, shape `(elements, degree + 1)`, lowest degree first.
-        channels: Length of the first axis of its tensor; elements of one channel share a range.
+        shape: Of its tensor, channels first; elements of one channel share a range.
     """
 
     name: str
     affine: Affine
     coefficients: Reals
-    channels: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def lower(graph: Graph) -> Network:
         return Affine(terms[target], constant.reshape(size).astype(np.float64))
 
     activations = [
-        Activation(node.name, affine(node.name), _rows(graph, node), graph.types[node.name].shape[0]) for node in curved
+        Activation(node.name, affine(node.name), _rows(graph, node), graph.types[node.name].shape) for node in curved
     ]
     return Network(graph, tuple(activations), affine(""))
 

@@ -30,19 +30,24 @@ class Unit:
     Attributes:
         name: Name of the graph's node.
         affine: Map from earlier units to `w`.
-        group: Consecutive elements that belong to one channel.
+        image: Height and width of a channel, whose pixels are consecutive elements.
         coefficients: None for the square, else one polynomial in `w` for each element, `(elements, degree + 1)`.
     """
 
     name: str
     affine: Affine
-    group: int
+    image: tuple[int, int]
     coefficients: Reals | None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return len(self.affine.bias)
+
+    @property
+    def group(self) -> int:
+        """Consecutive elements that belong to one channel."""
+        return self.image[0] * self.image[1]
 
     @property
     def degree(self) -> int:
@@ -61,6 +66,7 @@ class Normalized:
 
     Attributes:
         inputs: Number of inputs.
+        image: Height and width of one of their channels.
         middle: Subtracted from an input, in its integer units ...
         half: ... which is then divided by this.
         units: Activations in topological order.
@@ -69,6 +75,7 @@ class Normalized:
     """
 
     inputs: int
+    image: tuple[int, int]
     middle: float
     half: float
     units: tuple[Unit, ...]
@@ -119,23 +126,28 @@ def normalize(network: Network, kind: TensorType, calibration: Reals) -> Normali
     output_range = MARGIN * float(np.abs(outputs).max()) or 1.0
     rows = np.arange(outputs.shape[1])
     output = _fold(network.output, expansions, rows, np.zeros(len(rows)), np.full(len(rows), output_range))
-    return Normalized(n, middle, half, tuple(units), output, output_range)
+    return Normalized(n, picture(kind.shape), middle, half, tuple(units), output, output_range)
+
+
+def picture(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a channel of a tensor, channels first."""
+    return (int(np.prod(shape[1:-1])), shape[-1]) if len(shape) > 1 else (1, 1)
 
 
 def _unit(activation: Activation, read: Reals, expansions: Mapping[str, _Expansion]) -> tuple[Unit, _Expansion]:
-    low, high = _channel_ranges(read, activation.channels)
-    group = len(low) // activation.channels
+    low, high = _channel_ranges(read, activation.shape[0])
+    image = picture(activation.shape)
     if activation.coefficients.shape[1] == 3:
         element, shift, width, expansion = _squares(activation.coefficients, low, high)
         affine = _fold(activation.affine, expansions, element, shift, width)
-        return Unit(activation.name, affine, group, None), expansion
+        return Unit(activation.name, affine, image, None), expansion
     middle, half = (low + high) / 2, MARGIN * (high - low) / 2
     table = _substitute(activation.coefficients, middle, half)
     peak = np.abs(horner(activation.coefficients, read)).max(axis=0)
     peak = MARGIN * np.maximum(peak, _FLOOR * peak.max()) + (peak.max() == 0)
     every = np.arange(len(middle))
     affine = _fold(activation.affine, expansions, every, -middle, half)
-    return Unit(activation.name, affine, group, table / peak[:, None]), _Expansion(every, peak, np.zeros(len(middle)))
+    return Unit(activation.name, affine, image, table / peak[:, None]), _Expansion(every, peak, np.zeros(len(middle)))
 
 
 def _channel_ranges(read: Reals, channels: int) -> tuple[Reals, Reals]:

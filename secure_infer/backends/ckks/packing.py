@@ -26,6 +26,21 @@ MOST_DIAGONALS = 400
 _WIDEST_SEARCH = 96
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A raster for the pixels of some channels.
+
+    Attributes:
+        cell: Slots that one raster takes.
+        pitch: Slots from one row of it to the next.
+        gap: A channel has every so manieth pixel of a row, and every so manieth row; others lie between.
+    """
+
+    cell: int
+    pitch: int
+    gap: int
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Where the elements of a vector lie.
@@ -36,6 +51,7 @@ class Layout:
         positions: For each element `block * period + slot`, shape `(elements,)`.
         extent: Slots that hold copies, counted from the first, the others being of no use; 0 for all.
         turn: Each copy begins so many elements later than the one before.
+        grid: The raster that channels of an image lie in; None if elements lie one after another, or anyhow.
     """
 
     period: int
@@ -43,6 +59,7 @@ class Layout:
     positions: Indices
     extent: int = 0
     turn: int = 0
+    grid: Grid | None = None
 
     @property
     def plain(self) -> bool:
@@ -252,6 +269,17 @@ def _term_entries(number: int, term: Term, rows_period: int) -> tuple[Indices, I
     return _pack(number, col_block, row_block, diagonal), slot, term.values
 
 
+def _term_keys(number: int, term: Term, rows_period: int) -> Indices:
+    """The diagonals of a term as `Diagonals.keys` has them, marked in a table, which is faster than to sort entries."""
+    modulus = min(rows_period, term.period)
+    blocks = int(term.cols.max(initial=0)) // term.period + 1, int(term.rows.max(initial=0)) // rows_period + 1
+    table = np.zeros((*blocks, modulus), dtype=bool)
+    (source, col), (result, row) = np.divmod(term.cols, term.period), np.divmod(term.rows, rows_period)
+    table[source, result, (col - row) % modulus] = True
+    found = np.argwhere(table)
+    return np.column_stack([np.full(len(found), number), found])
+
+
 def best_split(keys: Indices, modulus: Indices, costs: Costs) -> tuple[float, Split]:
     """The cheapest split of these diagonals, and the cost of its rotations and products."""
     most = int(modulus.max(initial=1))
@@ -291,6 +319,6 @@ def layout_cost(matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], r
     """Of rotations and products, if rows lie there."""
     terms = positioned(matrices, layouts, rows)
     modulus = moduli(terms, rows.period)
-    keys = _unpack(np.unique(np.concatenate([_term_entries(i, t, rows.period)[0] for i, t in enumerate(terms)])))
+    keys = np.concatenate([_term_keys(number, term, rows.period) for number, term in enumerate(terms)])
     folds = max(0, max(int(term.period // rows.period) for term in terms).bit_length() - 1)
     return best_split(keys, modulus, costs)[0] + folds * rows.blocks * costs.fold

@@ -1,6 +1,7 @@
 """Where the results of a stretch are placed: their order is free, so rows go where they share diagonals.
 
-The outputs of a strided convolution go into the gaps between each other, those of other channels into further periods.
+Channels of an image go into the gaps of a raster (see `grids`), or each row where a greedy search finds the fewest new
+diagonals, which also serves rows that are no image.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from secure_infer.backends.ckks.grids import grids, interleaved, natural
 from secure_infer.backends.ckks.lower import Indices, Matrix
+from secure_infer.backends.ckks.normalize import Unit
 from secure_infer.backends.ckks.packing import (
     MOST_DIAGONALS,
     Booleans,
     Costs,
+    Grid,
     Layout,
     Term,
     is_sparse,
@@ -24,22 +28,52 @@ from secure_infer.backends.ckks.packing import (
 
 _PROBED = 32
 _FAVORED = 32
+_SEARCHED = 1 << 19
+"""With more entries, the greedy search takes long."""
 
 
-def choose_layout(
-    matrices: Mapping[str, Matrix], layouts: Mapping[str, Layout], rows: int, group: int, slots: int, costs: Costs
-) -> Layout:
-    """Where the rows of a stretch are placed, by the cost of the diagonals that follow."""
+def choose_layouts(
+    unit: Unit,
+    matrices: Mapping[str, Matrix],
+    layouts: Mapping[str, Layout],
+    images: Mapping[str, tuple[int, int]],
+    slots: int,
+    costs: Costs,
+) -> list[tuple[float, Layout]]:
+    """Where the rows of a unit can be placed, and the cost of the diagonals that follow: the cheapest first.
+
+    Args:
+        unit: Whose rows.
+        matrices: What it reads, by source.
+        layouts: Where the sources lie.
+        images: Height and width of the sources' channels.
+        slots: Of a ciphertext.
+        costs: Of operations.
+    """
+    rows = unit.size
     least = packed(rows, slots)
-    candidates = [least] + [
+    plain = [least] + [
         Layout(1 << bits, 1, least.positions)
         for bits in range(least.period.bit_length(), slots.bit_length())
         if least.blocks == 1
     ]
+    found = list(plain)
     if is_sparse(matrices) and all(len(matrix.values) for matrix in matrices.values()):
-        found = [share_diagonals(matrices, layouts, rows, group, c.period, c.blocks) for c in candidates]
-        candidates = [layout for layout in found if layout] + candidates
-    return min(candidates, key=lambda layout: layout_cost(matrices, layouts, layout, costs))
+        sources = [grid_of(layouts[name], images[name]) for name in matrices]
+        for grid in grids(*unit.image, [grid for grid in sources if grid]) if unit.group > 1 else ():
+            found += (c for c in interleaved(rows, *unit.image, grid, slots) if c.blocks <= least.blocks)
+        if sum(len(matrix.values) for matrix in matrices.values()) <= _SEARCHED:
+            greedy = (share_diagonals(matrices, layouts, rows, unit.group, c.period, c.blocks) for c in plain)
+            found += (layout for layout in greedy if layout)
+    priced = [(layout_cost(matrices, layouts, layout, costs), layout) for layout in found]
+    return sorted(priced, key=lambda pair: pair[0])
+
+
+def grid_of(layout: Layout, image: tuple[int, int]) -> Grid | None:
+    """The raster that a source lies in; None if it lies anyhow."""
+    if layout.grid is None and np.array_equal(layout.positions, np.arange(len(layout.positions))):
+        return natural(*image)
+    return layout.grid
 
 
 def share_diagonals(

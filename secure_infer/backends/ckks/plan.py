@@ -162,13 +162,13 @@ def make_plan(
         ParametersError: The network allows no such input plan.
     """
     runs = levels(network)
-    last = Unit(OUTPUT, network.output, len(network.output.bias), None)
+    last = Unit(OUTPUT, network.output, (1, len(network.output.bias)), None)
     units = [*(unit for unit in network.units if unit.name in runs), last]
     costs = {unit.name: Costs(runs[unit.name] + 1, measured or {}) for unit in units}
     if input_plan == BATCH:
         columns, placed = place_elements(units, network.inputs)
     else:
-        input_plan, columns, placed = arrange(units, network.inputs, costs, parameters.slots, input_plan)
+        input_plan, columns, placed = arrange(units, network.inputs, network.image, costs, parameters.slots, input_plan)
     first = Vector(runs[INPUT], parameters.scale, *columns.shape)
     steps = [_step(unit, at, costs[unit.name], parameters) for unit, at in zip(units, placed, strict=True)]
     return Plan(parameters, first, columns, tuple(steps), input_plan), placed[-1].layout

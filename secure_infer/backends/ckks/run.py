@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 from secure_infer.backends.ckks.crew import Crew
 from secure_infer.backends.ckks.engine import C, Engine, P, Summing
 from secure_infer.backends.ckks.lower import Indices, Reals
-from secure_infer.backends.ckks.packing import Costs, spread
+from secure_infer.backends.ckks.packing import spread
 from secure_infer.backends.ckks.plan import OUTPUT, Plan, Step, Vector
 from secure_infer.backends.ckks.polynomial import Tree
 from secure_infer.backends.ckks.sums import grouped
@@ -22,8 +23,8 @@ _LEAST = 0.5
 """A plaintext that is nowhere larger rounds to zero."""
 _LEAST_READ = 16
 """With fewer products for each set of sources that rows read, SEAL makes them as fast."""
-_HANDED_OVER = 40.0
-"""What it costs to start a process and to have a ciphertext back, for each prime, in units of the cost model."""
+WORTH_SHARING = 0.2
+"""Seconds of a step below which processes take longer to start than they can save."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,6 @@ class Stretch(Generic[C, P]):
     def _smallest(self) -> _Product[P]:
         """A product that adds no more than encoding rounds off anyway: SEAL refuses sums that are exactly zero."""
         return _Product(0, 0, 0, 1 / self._scales[0])
-
-    @property
-    def work(self) -> float:
-        """What can be shared of it, in units of the cost model: products, and rotations by giants."""
-        primes = self._step.level + 1
-        costs, counts = Costs(primes), [sum(map(len, giants.values())) for giants in self._giants]
-        rotations = sum(len(set(giants) - {0}) for giants in self._giants)
-        squares = len(self._giants) * (self._step.power > 1 and len(self._giants) > 1)
-        return sum(counts) * costs.product + (rotations + squares) * costs.rotation
 
     @property
     def parts(self) -> int:
@@ -226,6 +218,7 @@ class Program(Generic[C, P]):
         self.crew: Crew[C] | None = None
         vectors = {INPUT: plan.input}
         self._steps = []
+        self._seconds: dict[tuple[str, bool], float] = {}  # the least that a step has taken alone, and shared
         for step in plan.steps:
             stretch = Stretch(engine, plan, step, vectors)
             trees = (
@@ -243,21 +236,29 @@ class Program(Generic[C, P]):
         for step, stretch, trees in self._steps:
             prepared = stretch.prepared(sources)
             made = partial(self._made, step, stretch, trees, prepared)
-            if self.crew is None or not self._pays(self.crew, step, stretch):
+            crew = self.crew if self.crew is not None and self._shares(self.crew, step, stretch) else None
+            start = time.perf_counter()
+            if crew is None:
                 result = list(made(range(step.affine.blocks)))
             elif step.affine.blocks > 1:
-                result = self.crew.share(made, step.affine.blocks)
+                result = crew.share(made, step.affine.blocks)
             else:
-                result = [self._activated(step, stretch.shared(prepared, self.crew), trees[0] if trees else None)]
+                result = [self._activated(step, stretch.shared(prepared, crew), trees[0] if trees else None)]
+            way, taken = (step.name, crew is not None), time.perf_counter() - start
+            self._seconds[way] = min(taken, self._seconds.get(way, taken))
             sources[step.name] = result
         return result
 
-    def _pays(self, crew: Crew[C], step: Step, stretch: Stretch[C, P]) -> bool:
-        """Whether sharing saves more than handing over what others make."""
-        # What is frozen has to leave the engine anyway.
-        returned = 1 if self._freezes(step) else -(-step.affine.blocks // crew.processes)
-        saved, paid = stretch.work * (1 - 1 / crew.processes), _HANDED_OVER * returned * (step.level + 1)
-        return 1 < crew.processes <= stretch.parts and step.level > 0 and saved > paid
+    def _shares(self, crew: Crew[C], step: Step, stretch: Stretch[C, P]) -> bool:
+        """Whether sharing was faster than working alone; each is tried once if the step is long enough for both."""
+        if not 1 < crew.processes <= stretch.parts or step.level == 0:
+            return False
+        if self._freezes(step):
+            return True  # a batch: long, and what it makes has to leave the engine anyway
+        alone, shared = (self._seconds.get((step.name, way)) for way in (False, True))
+        if alone is None or shared is None:
+            return alone is not None and alone > WORTH_SHARING
+        return shared < alone
 
     def _freezes(self, step: Step) -> bool:
         return self._plan.batch and step.name != OUTPUT and self._engine.capabilities.sums
