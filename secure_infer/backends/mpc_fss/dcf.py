@@ -26,10 +26,13 @@ Ring = npt.NDArray[Any]
 
 PRG_KEY_BYTES = 16
 BLOCK = 16
+_WORD = np.dtype(np.uint64)
 _ONE = np.uint64(1)
 _CLEAR = np.uint64(0xFFFFFFFFFFFFFFFC)
 _VALUE, _LEAF, _NEXT = 2, 4, 8
-_WORDS = 1 << 13  # blocks of values that are made or evaluated together: they stay in the processor's cache
+_WORDS = 1 << 13  # blocks of values that are made together: they stay in the processor's cache
+_WALKED = 1 << 15  # and that are evaluated together
+_FORESEEN = 1 << 17  # blocks that are made for what is foreseen
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,12 @@ class Generator:
     def __init__(self, key: bytes) -> None:
         self._encryptor = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
 
-    def expand(self, blocks: Words) -> Words:
-        """A pseudorandom block for every block, shape `(..., 2)`, contiguous."""
-        out = np.empty(blocks.size + 2, dtype=np.uint64)  # `update_into` wants room for one block more
-        self._encryptor.update_into(memoryview(blocks.reshape(-1).data).cast("B"), memoryview(out.data).cast("B"))
-        result: Words = out[:-2].reshape(blocks.shape)
-        result ^= blocks
-        return result
+    def expand(self, blocks: Words, out: Words | None = None) -> Words:
+        """A pseudorandom block for every block, shape `(..., 2)`, contiguous; in `out` if that is given."""
+        room = np.empty(blocks.size + 2, dtype=np.uint64)  # `update_into` wants room for one block more
+        self._encryptor.update_into(memoryview(blocks.reshape(-1).data).cast("B"), memoryview(room.data).cast("B"))
+        made = room[:-2].reshape(blocks.shape)
+        return np.bitwise_xor(made, blocks, out=made if out is None else out)
 
     def children(self, nodes: Words, kinds: Words) -> Words:
         """Blocks of several kinds of every node: `(..., 2)` gives `(kinds, ..., 2)`."""
@@ -118,6 +120,12 @@ class Generator:
 def _kinds(first: int, count: int) -> Words:
     """The kinds of the blocks of one value, or of one leaf: what is added to the upper half of a node."""
     return np.arange(first, first + _NEXT * count, _NEXT, dtype=np.uint64)
+
+
+def _both_sides(form: Form) -> Words:
+    """The kinds of both children, and of the values of both: left, right, and again for each block."""
+    values = _kinds(_VALUE, form.blocks)
+    return np.array([0, _ONE, *np.stack([values, values + _ONE], axis=1).flat], dtype=np.uint64)
 
 
 def clear_roots(words: Words) -> Words:
@@ -150,7 +158,7 @@ def generate(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: 
 
 
 def _chunks(form: Form, count: int) -> list[slice]:
-    """What is made or evaluated together; one empty chunk if there is nothing."""
+    """What is made together; one empty chunk if there is nothing."""
     size = max(1, _WORDS // max(form.blocks, form.leaf_blocks))
     return [slice(start, start + size) for start in range(0, max(count, 1), size)]
 
@@ -162,8 +170,7 @@ def _grow(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: tup
     state = np.stack(roots)  # (party, n, 2)
     control = np.zeros((2, count), dtype=np.uint64)
     control[1] = 1
-    values_at = _kinds(_VALUE, form.blocks)
-    kinds = np.array([0, _ONE, *np.stack([values_at, values_at + _ONE], axis=1).flat], dtype=np.uint64)
+    kinds = _both_sides(form)
     gap = np.zeros((count, form.payload), dtype=form.kind)  # difference of the parties' sums on the path to alpha
     for level in range(form.levels):
         bit = (alpha >> np.uint64(form.bits - 1 - level)) & _ONE
@@ -190,7 +197,66 @@ def _grow(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: tup
     return Corrections(seeds, values, _last(form, generator, alpha, beta, state, control, gap))
 
 
-def evaluate(form: Form, generator: Generator, party: int, roots: Words, corrections: Corrections, x: Words) -> Ring:
+@dataclass(frozen=True, eq=False)
+class Foresight:
+    """All nodes of one level of a party's n trees: what can be evaluated before the points are known.
+
+    Attributes:
+        nodes: uint64, shape `(n, 2**level, 2)`; bit 0 of the first word is the control bit.
+        totals: Sums of values on the way to each node, shape `(n, 2**level, payload)`.
+    """
+
+    nodes: Words
+    totals: Ring
+
+    @property
+    def level(self) -> int:
+        """Levels above these nodes."""
+        return self.nodes.shape[1].bit_length() - 1
+
+
+def foreseeable(form: Form, count: int) -> int:
+    """The level that is worth being foreseen for so many functions: one that takes a few milliseconds."""
+    blocks = max(1, count) * (1 + form.blocks)
+    return max(0, min(form.levels, (_FORESEEN // blocks).bit_length() - 2))
+
+
+def foresee(form: Form, generator: Generator, party: int, roots: Words, corrections: Corrections) -> Foresight:
+    """Evaluate the upper levels of one party's trees at all nodes; `evaluate` goes on from there."""
+    level, count = foreseeable(form, len(roots)), len(roots)
+    nodes, control = roots[:, None], np.full((count, 1), party, dtype=np.uint64)
+    totals = np.zeros((count, 1, form.payload), dtype=form.kind)
+    kinds = _both_sides(form)
+    for seeds, values in zip(corrections.seeds[:level], corrections.values[:level], strict=True):
+        made = generator.children(nodes, kinds)  # (kind and side, n, nodes, 2)
+        sums = _words(made[2:].reshape(form.blocks, -1, 2), form).reshape(2, *nodes.shape[:2], form.payload)
+        corrected = totals + values[:, None] * control.astype(form.kind)[..., None]
+        totals = _siblings(sums[0] + corrected, sums[1] + corrected)
+        below = made[:2] ^ seeds[:, None] * control[..., None]
+        flags = seeds[:, :1] * control
+        control = _siblings(made[0, ..., 0] ^ flags, made[1, ..., 0] ^ flags >> _ONE) & _ONE
+        below[..., 0] &= _CLEAR
+        nodes = _siblings(below[0], below[1])
+    nodes = nodes.copy()
+    nodes[..., 0] |= control
+    return Foresight(nodes, totals)
+
+
+def _siblings(left: Ring, right: Ring) -> Ring:
+    """Left and right children of all nodes, `(n, nodes, ...)` each, side by side."""
+    pairs = np.stack([left, right], axis=2)
+    return pairs.reshape(len(left), -1, *left.shape[2:])
+
+
+def evaluate(
+    form: Form,
+    generator: Generator,
+    party: int,
+    roots: Words,
+    corrections: Corrections,
+    x: Words,
+    foreseen: Foresight | None = None,
+) -> Ring:
     """One party's share of n functions' values, each at its own point.
 
     Args:
@@ -200,44 +266,93 @@ def evaluate(form: Form, generator: Generator, party: int, roots: Words, correct
         roots: The party's seeds, shape `(n, 2)`.
         corrections: Of all n functions.
         x: Points, uint64 in `[0, 2**bits)`, shape `(n,)`.
+        foreseen: What `foresee` made of the same functions.
 
     Returns:
         Shape `(n, payload)`.
     """
-    chunks = _chunks(form, len(x))
-    if len(chunks) == 1:
-        return _walk(form, generator, party, roots, corrections, x)
-    pieces = [_walk(form, generator, party, roots[at], _part(corrections, at), x[at]) for at in chunks]
-    return np.concatenate(pieces)
-
-
-def _walk(form: Form, generator: Generator, party: int, roots: Words, common: Corrections, x: Words) -> Ring:
-    """Down all trees at once, level by level. Both halves of nodes are kept apart: numpy is slow on short axes."""
-    count = len(x)
-    bits = (x >> np.arange(form.bits - 1, form.cut - 1, -1, dtype=np.uint64)[:, None]) & _ONE
-    blocks, tweaks = np.empty((1 + form.blocks, count, 2), dtype=np.uint64), _kinds(_VALUE, form.blocks)[:, None]
-    low, high, control = roots[:, 0], roots[:, 1], np.full(count, party, dtype=np.uint64)
-    total = np.zeros((count, form.payload), dtype=form.kind)
-    for bit, seeds, values in zip(bits, common.seeds, common.values, strict=True):
-        blocks[0, :, 0] = low
-        np.bitwise_xor(high, bit, out=blocks[0, :, 1])
-        blocks[1:] = blocks[0]
-        blocks[1:, :, 1] ^= tweaks
-        made = generator.expand(blocks)
-        total += _words(made[1:], form)
-        total += values * control.astype(form.kind)[:, None]
-        mask = np.uint64(0) - control
-        left, right = seeds[:, 0] & mask, seeds[:, 1] & mask
-        control = (made[0, :, 0] ^ left >> bit) & _ONE
-        low, high = (made[0, :, 0] ^ left) & _CLEAR, made[0, :, 1] ^ right
-    at = np.arange(count), (x & np.uint64(form.leaves - 1)).astype(np.intp)
-    total += _leaf(generator, np.stack([low, high], axis=1), form)[at]
-    total += common.leaves[at] * control.astype(form.kind)[:, None]
+    size = max(1, _WALKED // max(form.blocks * form.levels, form.leaf_blocks))
+    pieces = []
+    for start in range(0, max(len(x), 1), size):
+        at = slice(start, start + size)
+        begun = _entered(form, foreseen, at, x[at]) if foreseen else _at_roots(form, party, roots[at])
+        level = foreseen.level if foreseen else 0
+        pieces.append(_walk(form, generator, begun, _part(corrections, at, level), x[at]))
+    total = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return np.negative(total, out=total) if party else total
 
 
-def _part(corrections: Corrections, at: slice) -> Corrections:
-    return Corrections(corrections.seeds[:, at], corrections.values[:, at], corrections.leaves[at])
+_Begun = tuple[Words, Words, Ring]
+"""Nodes `(n, 2)`, their control bits `(n,)`, and sums of values on the way to them `(n, payload)`."""
+
+
+def _at_roots(form: Form, party: int, roots: Words) -> _Begun:
+    return roots, np.full(len(roots), party, dtype=np.uint64), np.zeros((len(roots), form.payload), form.kind)
+
+
+def _entered(form: Form, foreseen: Foresight, at: slice, x: Words) -> _Begun:
+    """The foreseen nodes on the way to points."""
+    width = 1 << foreseen.level
+    ways = x >> np.uint64(form.bits - foreseen.level) if foreseen.level else np.zeros_like(x)
+    places = np.arange(0, width * len(x), width) + ways.astype(np.intp)
+    nodes = foreseen.nodes[at].reshape(-1, 2).take(places, axis=0)
+    control = nodes[:, 0] & _ONE
+    nodes[:, 0] ^= control
+    return nodes, control, foreseen.totals[at].reshape(-1, form.payload).take(places, axis=0)
+
+
+def _walk(form: Form, generator: Generator, begun: _Begun, common: Corrections, x: Words) -> Ring:
+    """Down all trees at once: first level by level to the last node, then all values on the way together."""
+    nodes, control, total = begun
+    levels, count = len(common.seeds), len(x)
+    bits = (x >> np.arange(form.cut + levels - 1, form.cut - 1, -1, dtype=np.uint64)[:, None]) & _ONE
+    way, controls = np.empty((levels + 1, count, 2), np.uint64), np.empty((levels + 1, count), np.uint64)
+    way[0], controls[0] = nodes, control
+    mask = np.empty((count, 2), np.uint64)
+    for level, (bit, seeds) in enumerate(zip(bits, common.seeds, strict=True)):
+        way[level, :, 1] ^= bit  # the side that is taken; the seed itself is not needed any more
+        made = generator.expand(way[level], way[level + 1])
+        np.negative(controls[level], out=mask[:, 0])
+        mask[:, 1] = mask[:, 0]
+        mask &= seeds
+        flags = mask[:, 0] >> bit
+        flags ^= made[:, 0]
+        np.bitwise_and(flags, _ONE, out=controls[level + 1])
+        made ^= mask
+        made[:, 0] &= _CLEAR
+    if levels:
+        total += _values(form, generator, way[:-1], controls[:-1], common.values)
+    at, leaf = np.arange(count), (x & np.uint64(form.leaves - 1)).astype(np.intp)
+    total += _leaf(generator, way[levels], form)[at, leaf]
+    total += _where(controls[levels], common.leaves[at, leaf], form)
+    return total
+
+
+def _values(form: Form, generator: Generator, way: Words, controls: Words, corrections: Ring) -> Ring:
+    """Sums of the corrected values of all nodes on the way, `(n, payload)`."""
+    tweaks = _kinds(_VALUE, form.blocks).reshape(-1, 1, 1)
+    blocks = np.empty((form.blocks, *way.shape), np.uint64)
+    blocks[:] = way
+    blocks[..., 1] ^= tweaks
+    words = generator.expand(blocks).view(form.kind).sum(axis=1, dtype=form.kind)  # (blocks, n, words)
+    return np.asarray(
+        _joined(words)[..., : form.payload] + _where(controls, corrections, form).sum(axis=0, dtype=form.kind)
+    )
+
+
+def _where(controls: Words, values: Ring, form: Form) -> Ring:
+    """Values `(..., payload)` where the control bits are set, else zero."""
+    size = form.payload * form.kind.itemsize
+    if size > _WORD.itemsize or size & (size - 1):
+        return np.asarray(values * controls.astype(form.kind)[..., None])
+    whole = np.dtype(f"u{size}")  # numpy is slow on short axes
+    masked = values.view(whole)[..., 0] & (np.uint64(0) - controls).astype(whole)
+    return np.asarray(masked[..., None].view(form.kind))
+
+
+def _part(corrections: Corrections, at: slice, level: int) -> Corrections:
+    """The corrections of some functions, from a level on."""
+    return Corrections(corrections.seeds[level:, at], corrections.values[level:, at], corrections.leaves[at])
 
 
 def _last(form: Form, generator: Generator, alpha: Words, beta: Ring, state: Words, control: Words, gap: Ring) -> Ring:
@@ -251,17 +366,17 @@ def _last(form: Form, generator: Generator, alpha: Words, beta: Ring, state: Wor
 def _leaf(generator: Generator, state: Words, form: Form) -> Ring:
     """The words of all points below the last nodes, `(n, leaves, payload)`."""
     made = generator.children(state, _kinds(_LEAF, form.leaf_blocks))
-    words = _together(made, form)[..., : form.leaves * form.payload]
+    words = _joined(made.view(form.kind))[..., : form.leaves * form.payload]
     return np.reshape(words, (len(state), form.leaves, form.payload))
 
 
 def _words(blocks: Words, form: Form) -> Ring:
     """The words of values, `(..., n, payload)`, from their blocks, `(blocks, ..., n, 2)`."""
-    return _together(blocks, form)[..., : form.payload]
+    return _joined(blocks.view(form.kind))[..., : form.payload]
 
 
-def _together(blocks: Words, form: Form) -> Ring:
-    words = blocks.view(form.kind)
+def _joined(words: Ring) -> Ring:
+    """Words of blocks, `(blocks, ..., words)`, with the blocks one after another: `(..., blocks * words)`."""
     if len(words) == 1:
         return np.asarray(words[0])
     moved = np.moveaxis(words, 0, -2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from secure_infer.backends.mpc_fss.dcf import Corrections, Generator, evaluate
+from secure_infer.backends.mpc_fss.dcf import Corrections, Foresight, Generator, evaluate, foresee, foreseeable
 from secure_infer.backends.mpc_fss.dealing import Greeting, sign, spread, with_ones
 from secure_infer.backends.mpc_fss.material import Gate, Layout, Material, Name, by_level, gates, together
 from secure_infer.backends.mpc_fss.plan import AFFINE, OWNER, Plan, Step
@@ -19,6 +20,8 @@ from secure_infer.backends.parties.streams import Stream
 from secure_infer.graph.graph import INPUT
 from secure_infer.graph.interpret import windows
 from secure_infer.graph.types import Integers
+
+_FORESEEN = ("nodes", "totals")
 
 
 class Evaluator:
@@ -68,7 +71,20 @@ class Evaluator:
                     rest = rest + self._differences[step.name](material[step.name, "mask"])
                 bias = self._shares[step.name, "bias"]
                 material[step.name, "product"] = rest + bias.reshape((-1,) + (1,) * (len(step.shape) - 1))
+        shape, kind = self.plan.shapes[self.plan.output], kind_of(self.plan.rings[self.plan.output])
+        zero = [Stream(key.tobytes()).elements(shape, kind) for key in material["", "zero"]]
+        material["", "zero"] = np.stack(zero) if self._party == 0 else -np.stack(zero)
         return material
+
+    def foresee(self, item: Material) -> Iterator[Callable[[], Material]]:
+        """What can be evaluated of one item's comparison functions before a run: each gives further arrays of the item.
+
+        A run does without, if there was no time.
+        """
+        for step in self.plan.steps:
+            for gate in self._gates[step.name]:
+                if (step.name, gate.label + "nodes") not in item and foreseeable(gate.form, gate.count):
+                    yield partial(self._foresee, step, gate, item)
 
     def run(self, share: Integers, material: Material, wire: Wire) -> Integers:
         """This party's share of the outputs, `(n, *output shape)`, fresh whatever the network.
@@ -82,10 +98,7 @@ class Evaluator:
         for step in self.plan.steps:
             values[step.name] = self._step(step, [values[name] for name in step.inputs], material, wire)
         wire.finish()
-        result = values[self.plan.output]
-        zero = [Stream(key.tobytes()).elements(result.shape[1:], result.dtype) for key in material["", "zero"]]
-        fresh = result + np.stack(zero) if self._party == 0 else result - np.stack(zero)
-        return np.asarray(fresh, dtype=np.int64)
+        return np.asarray(values[self.plan.output] + material["", "zero"], dtype=np.int64)
 
     def _step(self, step: Step, inputs: Sequence[Ring], material: Material, wire: Wire) -> Ring:
         p, x = step.parameters, inputs[0]
@@ -236,8 +249,20 @@ class Evaluator:
         """Shares of a step's comparison functions at `points`, `(n, count)`: shape `(n, count, payload)`."""
         if not gate.count:
             return np.zeros((*points.shape, gate.form.payload), dtype=gate.form.kind)
-        arrays = {name: material[step.name, gate.label + name] for name in ("roots", "seeds", "values", "leaves")}
-        common = Corrections(by_level(arrays["seeds"]), by_level(arrays["values"]), together(arrays["leaves"]))
-        flat = together(points)
-        found = evaluate(gate.form, self._generator, self._party, together(arrays["roots"]), common, flat)
+        roots, common = _keys(step, gate, material)
+        nodes, totals = (material.get((step.name, gate.label + name)) for name in _FORESEEN)
+        foreseen = None if nodes is None or totals is None else Foresight(together(nodes), together(totals))
+        found = evaluate(gate.form, self._generator, self._party, roots, common, together(points), foreseen)
         return found.reshape(*points.shape, -1)
+
+    def _foresee(self, step: Step, gate: Gate, item: Material) -> Material:
+        found = foresee(gate.form, self._generator, self._party, *_keys(step, gate, item))
+        arrays = (found.nodes[None], found.totals[None])
+        return {(step.name, gate.label + name): array for name, array in zip(_FORESEEN, arrays, strict=True)}
+
+
+def _keys(step: Step, gate: Gate, material: Material) -> tuple[Ring, Corrections]:
+    """A party's seeds and corrections of the functions of all items."""
+    arrays = {name: material[step.name, gate.label + name] for name in ("roots", "seeds", "values", "leaves")}
+    common = Corrections(by_level(arrays["seeds"]), by_level(arrays["values"]), together(arrays["leaves"]))
+    return together(arrays["roots"]), common

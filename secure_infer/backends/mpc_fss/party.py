@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,6 +101,15 @@ class FssParty(Party):
         if due > 0 and self._trouble is None:
             self._try_to_deal(due)
         self._stock.ready()
+
+    def spare(self) -> Iterator[None]:
+        """Evaluate what the next run's comparisons have in common whatever its input, step by step."""
+        item = self._stock.following() if self._stock else None
+        if self._stock is None or self._evaluator is None or item is None:
+            return
+        for piece in self._evaluator.foresee(item):
+            yield
+            self._stock.add_to_following(piece())
 
     def _model(self) -> tuple[str, Shape]:
         if self._evaluator is None:

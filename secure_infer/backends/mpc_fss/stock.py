@@ -58,6 +58,7 @@ class Stock:
         self._prepare, self._item_bytes, self._folder = prepare, item_bytes, folder
         self._lots: list[_Lot] = []
         self._next = self._leased = 0
+        self._extra: tuple[int, Material] = (-1, {})
         if folder is not None:
             self._open(folder, greeting)
 
@@ -104,6 +105,20 @@ class Stock:
             if self.next + 1 > self._leased:
                 self._lease(self._next + max(1, min(_LEASE, self.count // _SHARE)))
 
+    def following(self) -> Material | None:
+        """The arrays of the item that the next run takes first, with what was added to them; None if none is left."""
+        if not self._lots:
+            return None
+        at, extra = max(self._lots[0].span[0], self._next), self._extra
+        place = slice(at - self._lots[0].span[0], at - self._lots[0].span[0] + 1)
+        arrays = {name: values[place] for name, values in self._prepared(self._lots[0]).items()}
+        return {**arrays, **extra[1]} if extra[0] == at else arrays
+
+    def add_to_following(self, arrays: Material) -> None:
+        """Add arrays to the item that the next run takes first; a run of several items does without them."""
+        at = max(self._lots[0].span[0], self._next)
+        self._extra = (at, {**(self._extra[1] if self._extra[0] == at else {}), **arrays})
+
     def take(self, count: int) -> tuple[list[Span], Material]:
         """Spend so many items; there must be as many.
 
@@ -124,6 +139,8 @@ class Stock:
             count, self._next = count - (stop - start), stop
             if stop == lot.end:
                 self._drop(lot)
+        if used == [(self._extra[0], 1)]:
+            return used, {**parts[0], **self._extra[1]}
         if len(parts) == 1:
             return used, parts[0]
         return used, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import math
 import os
+import select
 import socket
 import ssl
 import struct
@@ -155,6 +156,12 @@ class Channel:
         """Send an int64 array and receive one of the same shape, in one round."""
         data = as_bytes(values)
         return np.frombuffer(self.exchange(data, len(data)), dtype=np.int64).reshape(values.shape)
+
+    def has_message(self) -> bool:
+        """Whether something has come that was not received yet, or the peer is gone."""
+        poll = select.poll()
+        poll.register(self._inbound, select.POLLIN)
+        return bool(self._inbound.pending() or poll.poll(0))
 
     def wait_forever(self) -> None:
         """Set no time limit for the peer: it may have nothing to say for hours."""

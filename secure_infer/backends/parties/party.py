@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from secure_infer.backends.parties import meeting, messages
@@ -99,6 +99,9 @@ class Party(ABC):
 
     def hear(self, command: Frame) -> Answer:
         """Party 1: wait for a proposal."""
+        for _ in self.spare():
+            if self._peer.has_message():
+                break
         names, refused = meeting.hear(self._peer)
         return {"names": names, "refused": refused}, []
 
@@ -114,6 +117,10 @@ class Party(ABC):
 
     def idle(self) -> None:  # noqa: B027 - most protocols have nothing to do
         """After an answer, before the next command: what need not wait for a query."""
+
+    def spare(self) -> Iterator[None]:
+        """Work for later runs that need not be done, in pieces of milliseconds; it yields before each."""
+        return iter(())
 
     def _more(self) -> Mapping[str, float]:
         """Further statistics of the run that has just ended."""

@@ -103,6 +103,13 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
+def _commanded() -> bool:
+    """Whether a command waits, or nobody will send one any more."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def main(sit: Sit, deal: Deal) -> None:
     """Serve one role until standard input ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -130,3 +137,6 @@ def main(sit: Sit, deal: Deal) -> None:
     while data := read_frame(commands):
         write_frame(answers, _answer(party, frame.unpack(data, COMMAND)))
         party.idle()
+        for _ in party.spare():
+            if _commanded():
+                break

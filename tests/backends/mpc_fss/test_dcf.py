@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from secure_infer.backends.mpc_fss.dcf import Corrections, Form, Generator, clear_roots, evaluate, generate
+from secure_infer.backends.mpc_fss.dcf import Corrections, Form, Generator, clear_roots, evaluate, foresee, generate
 from tests.backends.mpc_fss.reference import Slow
 
 KINDS = {16: np.dtype(np.uint16), 32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
@@ -40,6 +40,13 @@ def check(form: Form, count: int, slow: int) -> None:
     key, roots, common = keys(form, alpha, beta)
     shares = [evaluate(form, Generator(key), party, roots[party], common, x) for party in (0, 1)]
     assert np.array_equal(shares[0] + shares[1], np.where((x < alpha)[:, None], beta, 0))
+    few, generator = slice(100), Generator(key)
+    part = Corrections(common.seeds[:, few], common.values[:, few], common.leaves[few])
+    for party in (0, 1):
+        upper = foresee(form, generator, party, roots[party][few], part)
+        assert upper.level > 0 or form.levels == 0
+        found = evaluate(form, generator, party, roots[party][few], part, x[few], upper)
+        assert np.array_equal(found, shares[party][few])
     reference = Slow(key, form.bits, form.payload, 8 * form.kind.itemsize)
     for at in range(slow):
         seeds = [int(low) | int(high) << 64 for low, high in common.seeds[:, at]]
