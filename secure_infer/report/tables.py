@@ -70,7 +70,7 @@ def latency(records: Sequence[Record]) -> str:
 
 
 def traffic(records: Sequence[Record]) -> str:
-    """Bytes of keys and messages, and counted operations; rounds and bytes between parties are those of a request."""
+    """Bytes of keys, messages and memory, and counted operations; rounds and bytes between parties are those of a request."""
     header = (
         "model",
         "protocol",
@@ -79,12 +79,14 @@ def traffic(records: Sequence[Record]) -> str:
         "keys sent",
         "input",
         "output",
+        "memory",
         "operations of one inference",
     )
     rows = [
         (
             *_who(record),
             *(size(record["bytes"][name]) for name in ("evaluation_keys", "evaluation_keys_sent", "input", "output")),
+            size(record["peak_memory"]),
             _counts(record["counts"]) or NOTHING,
         )
         for record in sorted(records, key=order)

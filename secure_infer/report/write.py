@@ -25,8 +25,9 @@ operations alone would take on all cores of the machine, measured in the same ru
 are those of a request, also where it holds a batch. *Over lan* and *over wan*: every message between processes of the
 one machine waited as if it had a round trip of 0.3 ms and 3 Gb/s, or 40 ms and 400 Mb/s; its way and its bytes are in
 the floor. A request starts when the dealer has dealt what it keeps ahead; that work has a column of its own. Models
-named *untrained* have random weights and are measured for latency only. Intervals are 95 %. A row with 0 encrypted
-images shows the clear protocol, or a simulation where it says so.
+named *untrained* have random weights and are measured for latency only. *Memory* is the most that client, server,
+compiler and data took together, peers of the same model included. Intervals are 95 %. A row with 0 encrypted images
+shows the clear protocol, or a simulation where it says so.
 """
 
 
@@ -85,7 +86,7 @@ def results_page(records: list[Record], plots: list[str]) -> str:
             "Accuracy": tables.quality(rows),
             "Latency": tables.latency(rows),
             "Parties and dealer": tables.between(rows),
-            "Traffic": tables.traffic(rows) if any(row["n_encrypted"] for row in rows) else "",
+            "Traffic and memory": tables.traffic(rows) if any(row["n_encrypted"] for row in rows) else "",
         }
         parts += [f"### {title}\n\n{text}\n" for title, text in sections.items() if text]
     parts.append("## Plots\n\n" + "\n\n".join(f"![{name}](plots/{name}.svg)" for name in plots) + "\n")
