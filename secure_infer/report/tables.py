@@ -86,7 +86,7 @@ def traffic(records: Sequence[Record]) -> str:
         (
             *_who(record),
             *(size(record["bytes"][name]) for name in ("evaluation_keys", "evaluation_keys_sent", "input", "output")),
-            size(record["peak_memory"]),
+            size(record.get("peak_memory")),  # older records lack it
             _counts(record["counts"]) or NOTHING,
         )
         for record in sorted(records, key=order)

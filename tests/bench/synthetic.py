@@ -50,6 +50,7 @@ def record(
         "floor": None,
         "parameters": {},
         "host": {"cpu": "Some CPU", "cores": 2, "memory_gib": 8.0, "os": "Linux", "python": "3.11.0"},
+        "peak_memory": 1_500_000_000,
         "load": {"start": 0.4, "end": 1.7},
         "versions": {"secure_infer": "0.1.0"},
         "commit": "0123456789abcdef",
