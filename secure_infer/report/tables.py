@@ -70,7 +70,7 @@ def latency(records: Sequence[Record]) -> str:
 
 
 def traffic(records: Sequence[Record]) -> str:
-    """Bytes of keys, messages and memory, and counted operations; rounds and bytes between parties are those of a request."""
+    """Bytes of keys, messages and memory, and counted operations; rounds and bytes between parties are of a request."""
     header = (
         "model",
         "protocol",
