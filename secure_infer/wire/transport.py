@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -65,10 +65,11 @@ class Party(Protocol):
 
 
 class InProcess:
-    """All server parties on this machine, in a thread each so that they can talk; the last in the caller's own.
+    """All server parties on this machine, at the same time so that they can talk.
 
-    Requests of several threads wait for one another: else a party of one could hold the thread for which a party of
-    another waits.
+    Parties in processes of their own are asked one after another and then waited for; others run in a thread each, the
+    last in the caller's own. Requests of several threads wait for one another: else a party of one could hold the
+    thread for which a party of another waits.
     """
 
     def __init__(self, client_half: bytes, parties: Sequence[Party]) -> None:
@@ -109,9 +110,14 @@ class InProcess:
 
     def _run(self, messages: Sequence[bytes], evaluation: bytes) -> Answer:
         wall, cpu = time.perf_counter(), self._cpu_seconds()
-        *others, own = zip(self._parties, messages, strict=True)
-        running = [self._threads.submit(party.run, message, evaluation) for party, message in others]
-        running.append(_here(own[0].run, own[1], evaluation))  # waking a thread takes longer than some messages
+        asks = [getattr(party, "ask", None) for party in self._parties]
+        if all(asks):  # waking a thread takes longer than some messages
+            waits = [_here(ask, message, evaluation) for ask, message in zip(asks, messages, strict=True)]
+            running = [_here(wait.result()) if wait.exception() is None else wait for wait in waits]
+        else:
+            *others, own = zip(self._parties, messages, strict=True)
+            running = [self._threads.submit(party.run, message, evaluation) for party, message in others]
+            running.append(_here(own[0].run, own[1], evaluation))
         replies = tuple(future.result() for future in running)
         wall_s, cpu_s = time.perf_counter() - wall, self._cpu_seconds() - cpu
         return Answer(replies, wall_s, cpu_s, self._statistics())
@@ -135,9 +141,9 @@ class InProcess:
         return merged
 
 
-def _here(act: Callable[..., bytes], *arguments: Any) -> Future[bytes]:
+def _here(act: Any, *arguments: Any) -> Future[Any]:
     """What an executor gives back, for a call that is made at once."""
-    done: Future[bytes] = Future()
+    done: Future[Any] = Future()
     try:
         done.set_result(act(*arguments))
     except BaseException as error:

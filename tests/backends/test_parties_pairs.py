@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,14 @@ class Bench:
     def bring(self, session: str, party: int, samples: int = 1) -> Future[None]:
         message = f"{session} {party}".encode()
         start = lambda to, data: self.given.append((to, data))  # noqa: E731 - what a worker is
-        return self.threads.submit(self.pairs.begin, session, party, samples, message, start)
+        return self.threads.submit(self._work, session, party, samples, message, start)
+
+    def _work(self, session: str, *given: Any) -> None:
+        try:
+            self.pairs.begin(session, *given)()
+        except ProtocolError:
+            self.pairs.end(session)
+            raise
 
 
 def told(run: Future[None]) -> str:

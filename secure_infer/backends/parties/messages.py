@@ -11,6 +11,7 @@ import numpy as np
 from secure_infer.errors import BundleError, KeyMismatch, Problem
 from secure_infer.graph.types import Integers, Shape
 from secure_infer.wire import frame
+from secure_infer.wire.frame import Frame
 
 QUERY, REPLY = "mpc-share", "mpc-reply"
 HEADER_BYTES = 8
@@ -52,7 +53,11 @@ def unpack(data: bytes, kind: str, model: str, party: int, shape: Shape) -> Shar
         KeyMismatch: A share for another model.
         BundleError: Not such a frame; one for the other party; an array of another shape or length.
     """
-    received = frame.unpack(data, kind)
+    return checked(frame.unpack(data, kind), model, party, shape)
+
+
+def checked(received: Frame, model: str, party: int, shape: Shape) -> Share:
+    """The share in a frame that is unpacked already; see `unpack`."""
     meta = received.meta
     if meta.get("model") != model:
         raise KeyMismatch(
@@ -79,7 +84,7 @@ def unpack(data: bytes, kind: str, model: str, party: int, shape: Shape) -> Shar
     if problems:
         raise BundleError(
             "The share can't be used.",
-            [Problem(kind, what, "send each party the message that was made for it.") for what in problems],
+            [Problem(received.kind, what, "send each party the message that was made for it.") for what in problems],
         )
     values = np.frombuffer(received.parts[0], dtype="<i8").reshape(found).astype(np.int64)
     return Share(model, str(session), party, values, str(meta.get("run", ""))[:_NAME_DIGITS])

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from secure_infer.backends.parties.channel import lost
 from secure_infer.backends.parties.seam import PARTY_NAMES
@@ -59,8 +60,8 @@ class Pairs:
 
     def begin(
         self, session: str, party: int, samples: int, message: bytes, start: Callable[[int, bytes], None]
-    ) -> None:
-        """Return when both parties work on the query; whoever brings the second share starts both.
+    ) -> Callable[[], None]:
+        """Bring one share; whoever brings the second one starts both parties.
 
         Args:
             session: Name of the query.
@@ -69,25 +70,27 @@ class Pairs:
             message: The share, for that party.
             start: Gives a party its message.
 
+        Returns:
+            What returns when both parties work on the query. It raises a ProtocolError if the other share was refused,
+            is of another shape or does not come, or if a process is gone.
+
         Raises:
-            ProtocolError: The other share was refused, is of another shape or does not come; or a process is gone.
+            ProtocolError: The other share was refused before, or the query is there already.
         """
         with self._changed:
+            if session in self._refused:
+                raise self._refused[session]
             query = self._queries.setdefault(session, _Query())
             if party in query.sizes:
                 raise ProtocolError("This query is running already.")
             query.sizes[party], query.messages[party] = samples, message
             complete = len(query.sizes) == len(PARTY_NAMES)
-        try:
-            if complete:
-                self._start(query, start)
-            self._wait(query, session, 1 - party)
-        except BaseException:
-            self.end(session)
-            raise
+        if complete:
+            self._start(query, start)
+        return partial(self._wait, query, session, 1 - party)
 
     def end(self, session: str) -> None:
-        """A party is done with a query; the next one may start when both are."""
+        """A party is done with a query that it began; the next one may start when both are."""
         with self._changed:
             query = self._queries.get(session)
             if query is None:

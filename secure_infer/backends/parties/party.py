@@ -11,7 +11,7 @@ from typing import Any
 
 from secure_infer.backends.parties import meeting, messages
 from secure_infer.backends.parties.channel import Channel, lost
-from secure_infer.backends.parties.messages import HANDSHAKE_BYTES, HEADER_BYTES, QUERY, REPLY, Share
+from secure_infer.backends.parties.messages import HANDSHAKE_BYTES, HEADER_BYTES, REPLY, Share
 from secure_infer.errors import Problem, ProtocolError
 from secure_infer.graph.types import Integers, Shape
 from secure_infer.wire.frame import Frame
@@ -66,7 +66,7 @@ class Party(ABC):
     def run(self, command: Frame) -> Answer:
         """Evaluate the loaded model on a share of a batch."""
         model, input_shape = self._model()
-        share = messages.unpack(command.parts[0], QUERY, model, self._rank, input_shape)
+        share = messages.checked(command, model, self._rank, input_shape)
         dealt = sum(channel.bytes_received for channel in self._channels[1:])
         run = self._meet(share)
         started, burnt = time.perf_counter(), time.process_time()

@@ -6,7 +6,7 @@ endian). Whatever a library prints goes to standard error. The process ends when
     start    {role, peers, timeout, threads, listen, network, settings}; key, certificate, those of peers   ->  {port}
     connect  {addresses}                                                                ->  {}
     load     {}; the parts of the party's half                                          ->  {model, input_shape}
-    run      {}; a share                                   ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
+    a share, as the client sent it                         ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
     measure  {}                                                         ->  {primitive: seconds}
     propose  {names, refused}                                           ->  {chosen, refused}   party 0, see `meeting`
     hear     {}                                                         ->  {names, refused}    party 1
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from secure_infer.backends.parties.channel import HOST, Address, Channel, Gate, Identity
+from secure_infer.backends.parties.messages import QUERY
 from secure_infer.backends.parties.network import LOOPBACK, NETWORKS, Network
 from secure_infer.backends.parties.party import Party
 from secure_infer.backends.parties.seam import DEALER_NAME, PARTY_NAMES
@@ -84,10 +85,11 @@ def failure(error: SecureInferError) -> bytes:
 
 def _answer(party: Party, command: Frame) -> bytes:
     """The answer to a command, or the failure it met."""
-    verbs = {"load": party.load, "run": party.run, "measure": party.measure}
+    verbs = {"load": party.load, "measure": party.measure}
     verbs |= {"propose": party.propose, "hear": party.hear, "choose": party.choose}
     try:
-        meta, parts = verbs[command.meta["verb"]](command)
+        act = party.run if command.kind == QUERY else verbs[command.meta["verb"]]
+        meta, parts = act(command)
         return frame.pack(ANSWER, parts, meta)
     except SecureInferError as error:
         return failure(error)
@@ -135,7 +137,7 @@ def main(sit: Sit, deal: Deal) -> None:
     write_frame(answers, frame.pack(ANSWER, []))
     gc.freeze()  # what was imported stays: no query has to wait while it is looked through
     while data := read_frame(commands):
-        write_frame(answers, _answer(party, frame.unpack(data, COMMAND)))
+        write_frame(answers, _answer(party, frame.unpack(data, None)))
         party.idle()
         for _ in party.spare():
             if _commanded():

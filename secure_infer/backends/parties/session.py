@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from secure_infer.backends.parties import messages
@@ -78,17 +78,24 @@ class Session:
         loaded = self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)[PARTY_NAMES[0]].meta
         self._model, self._input_shape = loaded.get("model", ""), tuple(loaded.get("input_shape", ()))
 
-    def run(self, party: int, message: bytes) -> Frame:
-        """Run one party; the other must be run meanwhile, in another thread.
+    def ask(self, party: int, message: bytes) -> Callable[[], Frame]:
+        """Give one party its share; both start when the other has its own.
+
+        Returns:
+            What waits for the party's answer. It raises a ProtocolError if the other party can't use its share, or if a
+            process or connection failed; it must be called.
 
         Raises:
             BundleError, KeyMismatch: The party can't use its share; the other is told.
-            ProtocolError: The other party can't use its own, or a process or connection failed.
+            ProtocolError: The session is closed, the other party refused its share, or this query runs already.
         """
         worker = self._worker(PARTY_NAMES[party])
         query, samples = self._checked(party, message)
-        self._pairs.begin(query, party, samples, message, self._start_run)
+        return partial(self._answer, worker, query, self._pairs.begin(query, party, samples, message, self._start_run))
+
+    def _answer(self, worker: Worker, query: str, both_work: Callable[[], None]) -> Frame:
         try:
+            both_work()
             return worker.receive(LONGEST_RUN * self.timeout)
         except ProtocolError as error:
             raise self._explained(error) from error
@@ -108,7 +115,7 @@ class Session:
         return share.session, len(share.values)
 
     def _start_run(self, party: int, message: bytes) -> None:
-        self._worker(PARTY_NAMES[party]).send("run", parts=[message])
+        self._worker(PARTY_NAMES[party]).pass_on(message)
 
     def measure(self) -> dict[str, float]:
         """Seconds for one of each primitive, as party 0 sees it."""
@@ -193,11 +200,22 @@ class PartyRole:
         """The reply to a share. Call it for both parties at the same time, each in a thread of its own.
 
         Raises:
+            BundleError, KeyMismatch, ProtocolError: See `ask`.
+        """
+        return self.ask(message, evaluation)()
+
+    def ask(self, message: bytes, evaluation: bytes) -> Callable[[], bytes]:
+        """Give the party a share, and do not wait; what is returned must be called, and waits for the reply.
+
+        Raises:
             BundleError: Not a share for this party, or one of a wrong shape.
             KeyMismatch: A share for another model.
-            ProtocolError: The other party was not run, or a process or connection failed; says which.
+            ProtocolError: The other party was not asked, or a process or connection failed; says which.
         """
-        answer = self._session.run(self._party, message)
+        return partial(self._reply, self._session.ask(self._party, message))
+
+    def _reply(self, wait: Callable[[], Frame]) -> bytes:
+        answer = wait()
         self.statistics = {**answer.meta, "dealer_total_seconds": self._session.dealer_seconds()}
         self._cpu_seconds += self.statistics["cpu_seconds"]
         return answer.parts[0]

@@ -60,7 +60,14 @@ class Worker:
         Raises:
             ProtocolError: The process is gone, or does not take the command in time.
         """
-        data = frame.pack(COMMAND, parts, {"verb": verb, **(meta or {})})
+        self.pass_on(frame.pack(COMMAND, parts, {"verb": verb, **(meta or {})}), seconds)
+
+    def pass_on(self, data: bytes, seconds: float = START_SECONDS) -> None:
+        """Send a frame as it is: a command, or a share to be run.
+
+        Raises:
+            ProtocolError: See `send`.
+        """
         view, deadline = memoryview(struct.pack("<Q", len(data)) + data), time.monotonic() + seconds
         try:
             while view:

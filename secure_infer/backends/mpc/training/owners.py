@@ -86,8 +86,9 @@ def train(task: Task, owners: Sequence[Samples], timeout: float = DEFAULT_TIMEOU
 
 def _run(session: Session) -> list[Frame]:
     start = frame.pack(QUERY, [], {"session": os.urandom(16).hex()})
+    waits = [session.ask(party, start) for party in (0, 1)]
     with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(lambda party: session.run(party, start), (0, 1)))
+        return list(threads.map(lambda wait: wait(), waits))
 
 
 def _raw(values: Integers) -> bytes:
