@@ -33,7 +33,7 @@ class Grid:
     Attributes:
         cell: Slots that one raster takes.
         pitch: Slots from one row of it to the next.
-        gap: A channel has every so manieth pixel of a row, and every so manieth row; others lie between.
+        gap: Slots, and rows, from one pixel of a channel to the next; other channels lie between.
     """
 
     cell: int
