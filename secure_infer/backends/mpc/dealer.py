@@ -74,7 +74,7 @@ def serve(dealer: Dealer, party: Channel) -> NoReturn:
         ProtocolError: Party 0 is gone, which is how a session ends.
     """
     while True:
-        for request in json.loads(party.receive()):
+        for request in json.loads(bytes(party.receive())):
             answer = dealer.answer(request)
             if answer is not None:
                 party.send_words(answer)

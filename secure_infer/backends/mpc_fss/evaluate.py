@@ -61,7 +61,7 @@ class Evaluator:
                 if plan.mode != OWNER or party == 1:
                     self._differences[step.name] = Affine(step.parameters, self._known.pop(name))
 
-    def prepare(self, lot: bytes | bytearray | memoryview) -> dict[Name, Ring]:
+    def prepare(self, lot: bytes | memoryview) -> dict[Name, Ring]:
         """Unpack a lot, and do all work on it that needs no input: what linear layers add to their products."""
         material = self.layout.unpack(lot, self._party)
         for step in self.plan.steps:

@@ -121,7 +121,7 @@ class Layout:
         sent = (Source.COMMON, Source.SPLIT) if party else (Source.COMMON,)
         return KEY_BYTES + sum(field.size for field in self.fields if field.source in sent)
 
-    def unpack(self, lot: bytes | bytearray | memoryview, party: int) -> dict[Name, Ring]:
+    def unpack(self, lot: bytes | memoryview, party: int) -> dict[Name, Ring]:
         """All arrays of a lot as a party holds them, each of shape `(items, *shape)`; drawn and read."""
         rows = np.frombuffer(lot, np.uint8).reshape(-1, self.item_bytes(party))
         streams = [Stream(row[:KEY_BYTES].tobytes()) for row in rows]

@@ -238,7 +238,7 @@ def _master(folder: Path | None) -> bytes:
     return key
 
 
-def _split(message: bytes | bytearray) -> tuple[bytes, bytes]:
+def _split(message: memoryview) -> tuple[bytes, bytes]:
     return bytes(message[: len(_PLAN)]), bytes(message[len(_PLAN) :])
 
 

@@ -34,7 +34,7 @@ _SPENT, _GREETING = "spent", "greeting"
 @dataclass(eq=False)
 class _Lot:
     span: Span
-    data: bytes | bytearray | None
+    data: bytes | memoryview | None
     material: Material | None = field(default=None)
 
     @property
@@ -53,7 +53,7 @@ class Stock:
     """
 
     def __init__(
-        self, prepare: Callable[[bytes | bytearray], Material], item_bytes: int, folder: Path | None, greeting: bytes
+        self, prepare: Callable[[bytes | memoryview], Material], item_bytes: int, folder: Path | None, greeting: bytes
     ) -> None:
         self._prepare, self._item_bytes, self._folder = prepare, item_bytes, folder
         self._lots: list[_Lot] = []
@@ -91,7 +91,7 @@ class Stock:
             if lot.span not in theirs or lot.end <= self._next:
                 self._drop(lot)
 
-    def add(self, first: int, data: bytes | bytearray) -> None:
+    def add(self, first: int, data: bytes | memoryview) -> None:
         """Take in a lot that was dealt; in a folder, before it counts."""
         lot = _Lot((first, len(data) // self._item_bytes), data)
         if self._folder is not None:

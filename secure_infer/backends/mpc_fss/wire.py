@@ -47,10 +47,10 @@ class Wire:
         tag, self._tag = self._tag, b""
         if not tag and not both:
             if due:
-                return memoryview(self._channel.receive(due))
+                return self._channel.receive(due)
             self._channel.send(data)
             return memoryview(b"")
-        received = memoryview(self._channel.exchange(tag + bytes(data) if tag else data, len(tag) + due))
+        received = self._channel.exchange(tag + bytes(data) if tag else data, len(tag) + due)
         if received[: len(tag)] != tag:
             raise lost(self._channel.peer, "works on another query, or with other correlations")
         return received[len(tag) :]

@@ -120,7 +120,7 @@ class Channel:
         self.rounds += 1
         self._send(data)
 
-    def receive(self, size: int | None = None) -> bytearray:
+    def receive(self, size: int | None = None) -> memoryview:
         """Receive one message, of `size` bytes if that is known.
 
         Raises:
@@ -129,7 +129,7 @@ class Channel:
         self.rounds += 1
         return self._receive(size)
 
-    def exchange(self, data: bytes | memoryview, size: int | None = None) -> bytearray:
+    def exchange(self, data: bytes | memoryview, size: int | None = None) -> memoryview:
         """Send one message and receive another, at the same time: one round."""
         self.rounds += 1
         if len(data) <= _SMALL or self._inbound is self._outbound:
@@ -192,29 +192,33 @@ class Channel:
             raise self._lost(error) from error
         self.bytes_sent += HEADER_BYTES + len(data)
 
-    def _receive(self, size: int | None) -> bytearray:
-        (length,) = struct.unpack("<Q", self._read(HEADER_BYTES))
-        stamp = self._read(STAMP_BYTES) if self._line else b""
+    def _receive(self, size: int | None) -> memoryview:
+        head = HEADER_BYTES + (STAMP_BYTES if self._line else 0)
+        buffer = memoryview(bytearray(head + (size or 0)))
+        there = self._read(buffer, 0, head)  # a small message comes with its header
+        (length,) = struct.unpack_from("<Q", buffer)
         if length != size and (size is not None or length > _LONGEST_UNSIZED):
             raise lost(self.peer, f"sent {length} bytes where {size} were due")
+        received = buffer[head:]
+        if size is None:
+            there, received = head, memoryview(bytearray(length))
+        self._read(received, there - head, length)
         self.bytes_received += HEADER_BYTES + length
-        received = self._read(length)
         if self._line:
-            self._line.wait(stamp, HEADER_BYTES + length)
+            self._line.wait(buffer[HEADER_BYTES:head], HEADER_BYTES + length)
         return received
 
-    def _read(self, count: int) -> bytearray:
-        buffer = bytearray(count)
-        view = memoryview(buffer)
+    def _read(self, buffer: memoryview, there: int, wanted: int) -> int:
+        """Fill a buffer until it holds so many bytes, or more; returns how many."""
         try:
-            while view:
-                got = self._inbound.recv_into(view)
+            while there < wanted:
+                got = self._inbound.recv_into(buffer[there:])
                 if not got:
                     raise lost(self.peer, "closed the connection")
-                view = view[got:]
+                there += got
         except OSError as error:
             raise self._lost(error) from error
-        return buffer
+        return there
 
     def _lost(self, error: OSError) -> ProtocolError:
         if isinstance(error, TimeoutError):

@@ -77,7 +77,7 @@ def _send(peer: Channel, key: str, value: object, refused: Sequence[str]) -> Non
 
 def _read(peer: Channel, key: str) -> tuple[object, list[str]]:
     try:
-        found = json.loads(peer.receive())
+        found = json.loads(bytes(peer.receive()))
         value, refused = found[key], found["refused"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise lost(peer.peer, "sent something else than a query's name") from error

@@ -79,7 +79,7 @@ class Line:
         self._free = max(self._free, sent) + 8 * size / self._network.bits_per_s
         return self._free + self._network.round_trip_s / 2
 
-    def wait(self, stamp: bytes | bytearray, size: int) -> None:
+    def wait(self, stamp: memoryview, size: int) -> None:
         """Return when the message would have come."""
         (sent,) = struct.unpack("<d", stamp)
         wait_until(self.due(sent, size))

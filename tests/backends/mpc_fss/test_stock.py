@@ -23,7 +23,7 @@ ITEM = 4
 def stock(folder: Path | None, greeting: bytes = GREETING) -> Stock:
     """Items of four bytes, whose one array is the number they hold."""
 
-    def prepare(data: bytes | bytearray) -> dict[tuple[str, str], np.ndarray]:
+    def prepare(data: bytes | memoryview) -> dict[tuple[str, str], np.ndarray]:
         return {("s", "n"): np.frombuffer(data, np.uint32)}
 
     return Stock(prepare, ITEM, folder, greeting)
