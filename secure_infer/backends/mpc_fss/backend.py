@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from secure_infer.backends.base import Guarantee, Program, require_supported
 from secure_infer.backends.mpc_fss.cost import cost
-from secure_infer.backends.mpc_fss.lower import lower
+from secure_infer.backends.mpc_fss.lower import Fusing, lower
 from secure_infer.backends.mpc_fss.plan import MODES, OUTSOURCED, OWNER, Plan
 from secure_infer.backends.mpc_fss.secrets import masked_bytes, shares, split
 from secure_infer.backends.parties.client import PARTIES, ClientHalf, SharingClient
@@ -32,6 +32,7 @@ KIND, CLIENT_KIND = "mpc-fss-server", "mpc-fss-client"
 DEFAULT_TIMEOUT = 60.0
 DEFAULT_AHEAD = 16
 DEFAULT_FUSE = 1 << 20
+DEFAULT_ROUND_TRIP = 1.0
 _SEED_BITS = 126
 
 
@@ -46,8 +47,11 @@ class MpcFssBackend:
         "mode": f'"{OUTSOURCED}" (default): both servers hold shares of the weights, neither knows them; or "{OWNER}": '
         "party 0 owns the weights and holds them in the clear, which takes fewer bytes.",
         "ahead": f"Inferences for which correlations are kept in stock; {DEFAULT_AHEAD} if not given.",
-        "fuse": "Bytes of correlations that an inference may take for one round less: an activation and the linear "
-        f"layer after it become one step where they fit; {DEFAULT_FUSE} if not given, 0 for never.",
+        "round_trip": "Milliseconds between the two servers there and back: an activation and the linear layer after "
+        "it become one step, a round less for longer comparisons, where that is faster; "
+        f"{DEFAULT_ROUND_TRIP:g} if not given.",
+        "fuse": "Bytes of correlations that an inference may take for such a step at most; "
+        f"{DEFAULT_FUSE} if not given, 0 for never.",
         "timeout": f"Seconds that a party waits for another before it gives up; {DEFAULT_TIMEOUT:g} if not given.",
     }
 
@@ -67,7 +71,8 @@ class MpcFssBackend:
         _require_cryptography()
         chosen = _options(options, self.options)
         require_supported(self, graph)
-        lowered = lower(graph, os.urandom(16).hex(), **chosen)
+        fusing = Fusing(chosen["fuse"], chosen["round_trip"] / 1000)
+        lowered = lower(graph, os.urandom(16).hex(), chosen["mode"], chosen["timeout"], chosen["ahead"], fusing)
         plan, data = lowered.plan, lowered.plan.to_bytes()
         ends = graph.input.shape, graph.input.low, graph.input.high, graph.output_type.shape
         client = ClientHalf(CLIENT_KIND, plan.model, *ends, plan.rings[plan.output])
@@ -179,7 +184,7 @@ def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, An
     mode = given.get("mode", OUTSOURCED)
     if mode not in MODES:
         problems.append(Problem("mode", f"Expected {' or '.join(MODES)}, got {mode!r}.", f"use {OUTSOURCED}."))
-    ahead, timeout, fuse = 0, 0.0, -1
+    ahead, timeout, fuse, round_trip = 0, 0.0, -1, -1.0
     with contextlib.suppress(TypeError, ValueError):
         ahead = int(given.get("ahead", DEFAULT_AHEAD))
     if not 0 < ahead <= 1 << 20:
@@ -192,9 +197,14 @@ def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, An
         fuse = int(given.get("fuse", DEFAULT_FUSE))
     if not 0 <= fuse <= 1 << 30:
         problems.append(Problem("fuse", f"Expected bytes in [0, {1 << 30}], got {given['fuse']!r}.", "use 0."))
+    with contextlib.suppress(TypeError, ValueError):
+        round_trip = float(given.get("round_trip", DEFAULT_ROUND_TRIP))
+    if not 0 <= round_trip <= 1e6:
+        what = f"Expected milliseconds in [0, 1000000], got {given['round_trip']!r}."
+        problems.append(Problem("round_trip", what, "use 0.3 in one building."))
     if problems:
         raise UsageError("The options of mpc-fss can't be used.", problems)
-    return {"mode": mode, "timeout": timeout, "ahead": ahead, "fuse": fuse}
+    return {"mode": mode, "timeout": timeout, "ahead": ahead, "fuse": fuse, "round_trip": round_trip}
 
 
 def _guarantee(mode: str) -> Guarantee:

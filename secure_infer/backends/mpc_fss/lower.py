@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from secure_infer.graph.types import ACCUMULATOR_BITS, Integers, Shape, TensorTy
 Arrays = dict[str, Integers]
 _LARGEST_TABLE = 1 << 12
 _GREATEST_SHIFT = 62
+_BLOCK_S = 12e-9  # seconds that a block of a function's value takes, about
+_EXCHANGE_S = 1e-4  # and a round between two processes of one machine
 _GREATEST_DEGREE = 7  # a plan's parameters are short lists, and powers are shared one by one
 
 
@@ -51,15 +54,41 @@ class Lowered:
     secrets: Mapping[str, Mapping[str, Ring]]
 
 
-def lower(graph: Graph, model: str, mode: str, timeout: float, ahead: int, fuse: int = 0) -> Lowered:
-    """Lower a graph; an activation and the layer after it become one step if that takes at most `fuse` bytes dealt.
+@dataclass(frozen=True)
+class Fusing:
+    """When an activation and the linear layer after it become one step, which saves a round and takes longer functions.
+
+    Attributes:
+        most_bytes: Dealt for the comparisons of such a step, at most; 0 for never.
+        round_trip_s: Seconds between the servers there and back: a round less must gain more time than it costs.
+    """
+
+    most_bytes: int = 0
+    round_trip_s: float = math.inf
+
+    def pays(self, step: Step, kind: np.dtype[Any]) -> bool:
+        """Whether a step of comparisons and products is better than two."""
+        outputs, inputs = step.parameters["weight"]
+        functions = inputs * step.parameters["thresholds"][1]
+        form, plain = (Form(step.parameters["bits"] - 1, payload, kind) for payload in (1 + outputs, 1))
+        blocks = functions * (form.levels * form.blocks + form.leaf_blocks - plain.levels * plain.blocks)
+        size = functions * (form.bytes + form.payload * kind.itemsize)
+        return bool(0 < size <= self.most_bytes) and blocks * _BLOCK_S < self.round_trip_s / 2 + _EXCHANGE_S
+
+
+NEVER = Fusing()
+"""Every activation and every layer is a step of its own."""
+
+
+def lower(graph: Graph, model: str, mode: str, timeout: float, ahead: int, fusing: Fusing = NEVER) -> Lowered:
+    """Lower a graph.
 
     Raises:
         UnsupportedNetwork: Numbers that no ring holds, or tables and polynomials that are too large; all are listed.
     """
     _require_fit(graph)
     drafts = [draft for node in graph.nodes for draft in _drafts(graph, node)]
-    drafts = _fused(graph, drafts, _rings(graph, drafts), fuse)
+    drafts = _fused(graph, drafts, _rings(graph, drafts), fusing)
     rings = _rings(graph, drafts)
     steps = [Step(**{**draft.step.__dict__, "ring": rings[draft.step.name]}) for draft in drafts]
     plan = Plan(model, mode, timeout, ahead, graph.input.shape, rings[INPUT], tuple(steps), graph.output)
@@ -195,8 +224,8 @@ def _polynomial_range(rows: Integers, kind: TensorType) -> tuple[int, int]:
     return min(low for low, _ in sums), max(high for _, high in sums)
 
 
-def _fused(graph: Graph, drafts: list[Draft], rings: Mapping[str, int], limit: int) -> list[Draft]:
-    """With a round less for each activation that a linear layer alone reads, if their comparisons stay small."""
+def _fused(graph: Graph, drafts: list[Draft], rings: Mapping[str, int], fusing: Fusing) -> list[Draft]:
+    """With a round less for each activation that a linear layer alone reads, where that pays."""
     readers = Counter([graph.output, *(source for draft in drafts for source in draft.step.inputs)])
     found: dict[str, Draft] = {}
     for draft in drafts:
@@ -204,7 +233,7 @@ def _fused(graph: Graph, drafts: list[Draft], rings: Mapping[str, int], limit: i
         path = _back_to_activation(draft, found, readers) if draft.step.kind == "Linear" else []
         if path:
             joined = _joined(path[-1], draft)
-            if 0 < _fused_bytes(joined.step, kind_of(rings[draft.step.name])) <= limit:
+            if fusing.pays(joined.step, kind_of(rings[draft.step.name])):
                 found[draft.step.name] = joined
                 for each in path:
                     del found[each.step.name]
@@ -235,13 +264,6 @@ def _joined(first: Draft, second: Draft) -> Draft:
     parameters["weight"] = second.step.parameters["weight"]
     step = Step(second.step.name, "CompareLinear", first.step.inputs, second.step.shape, 0, parameters)
     return Draft(step, arrays, False, first.need, second.range)
-
-
-def _fused_bytes(step: Step, kind: np.dtype[Any]) -> int:
-    """Bytes dealt to a party for the comparisons of such a step; zero if there are none."""
-    outputs, inputs = step.parameters["weight"]
-    form = Form(step.parameters["bits"] - 1, 1 + outputs, kind)
-    return int(inputs * step.parameters["thresholds"][1] * (form.bytes + form.payload * kind.itemsize))
 
 
 def _rings(graph: Graph, drafts: list[Draft]) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from secure_infer.backends.mpc_fss.dealing import Dealing, greetings
 from secure_infer.backends.mpc_fss.evaluate import Evaluator
-from secure_infer.backends.mpc_fss.lower import lower
+from secure_infer.backends.mpc_fss.lower import Fusing, lower
 from secure_infer.backends.mpc_fss.plan import Plan
 from secure_infer.backends.mpc_fss.secrets import masked, masks, shares, split
 from secure_infer.backends.mpc_fss.wire import Wire
@@ -73,7 +73,7 @@ class Engine:
     """A network, set up at both parties."""
 
     def __init__(self, graph: Graph, mode: str, fuse: int = 0) -> None:
-        lowered = lower(graph, "0" * 32, mode, 60.0, 4, fuse)
+        lowered = lower(graph, "0" * 32, mode, 60.0, 4, Fusing(fuse))
         self.plan = lowered.plan
         both = greetings(os.urandom(32), self.plan.to_bytes())
         halves = [shares(self.plan, party, half) for party, half in enumerate(split(lowered))]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from secure_infer.backends.mpc_fss import ring
 from secure_infer.backends.mpc_fss.cost import cost
-from secure_infer.backends.mpc_fss.lower import lower
+from secure_infer.backends.mpc_fss.lower import Fusing, lower
 from secure_infer.backends.mpc_fss.plan import MODES, Plan
 from secure_infer.errors import BundleError, UnsupportedNetwork
 from secure_infer.graph import (
@@ -163,7 +163,7 @@ def _drawn(examples: int) -> None:
 @pytest.mark.parametrize("name", FUSED)
 def test_an_activation_and_the_layer_after_it_take_one_round(name: str, mode: str) -> None:
     graph = FUSED[name]
-    apart, joined = (lower(graph, "0" * 32, mode, 60.0, 4, fuse).plan for fuse in (0, FUSE))
+    apart, joined = (lower(graph, "0" * 32, mode, 60.0, 4, Fusing(fuse)).plan for fuse in (0, FUSE))
     assert cost(joined).rounds == cost(apart).rounds - 1
     assert [step.kind for step in joined.steps].count("CompareLinear") == 1
     check(graph, corners(graph), mode, FUSE)
@@ -179,8 +179,21 @@ def test_only_what_one_layer_alone_reads_is_joined_to_it() -> None:
         ((first, second), "a", FUSE),
         ((first, second, twice), "c", FUSE),
     ):
-        plan = lower(Graph(VECTOR, nodes, output), "0" * 32, "outsourced", 60.0, 4, fuse).plan
+        plan = lower(Graph(VECTOR, nodes, output), "0" * 32, "outsourced", 60.0, 4, Fusing(fuse)).plan
         assert "CompareLinear" not in [step.kind for step in plan.steps]
+
+
+def test_a_round_is_saved_where_that_is_faster() -> None:
+    """Longer comparisons for many outputs gain nothing where a message takes no time."""
+    layers = {outputs: Linear(ints(outputs, 120), ints(outputs)) for outputs in (10, 200)}
+    found = []
+    for round_trip_s in (0.0, 40e-3):
+        for layer in layers.values():
+            nodes = (Node("a", Sign(), ("input",)), Node("b", layer, ("a",)))
+            graph = Graph(TensorType((120,), -500, 500), nodes, "b")
+            plan = lower(graph, "0" * 32, "outsourced", 60.0, 4, Fusing(1 << 20, round_trip_s)).plan
+            found.append("CompareLinear" in [step.kind for step in plan.steps])
+    assert found == [True, False, True, True]
 
 
 def test_drawn_networks_are_exact() -> None:

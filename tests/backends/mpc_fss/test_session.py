@@ -220,6 +220,8 @@ def test_options_are_checked() -> None:
         {"timeout": "soon"},
         {"x": 1},
         {"fuse": -1},
+        {"round_trip": -1},
+        {"round_trip": "far"},
     ):
         with pytest.raises(UsageError):
             compiled(**options)
