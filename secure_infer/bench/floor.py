@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from secure_infer.bench.cases import Entry
     from secure_infer.bench.contender import Sample
 
-SEQUENTIAL = frozenset({"rounds"})
+SEQUENTIAL = frozenset({"rounds", "requests"})
 """Primitives that wait for one another, whatever the number of cores."""
+ALIKE = frozenset({"comparisons", "multiplications"})
+"""Primitives that each of two servers, on a core of its own, has to do all of."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Floor:
 def floor(
     counts: Mapping[str, float], primitives: Mapping[str, float], cores: int, network_s: float = 0.0
 ) -> Floor | None:
-    """`sum over primitives of count * cost / cores`, undivided if `SEQUENTIAL`; None if nothing counted has a cost.
+    """`sum over primitives of count * cost / cores`, undivided if `SEQUENTIAL` or `ALIKE`; None if nothing has a cost.
 
     Args:
         counts: Primitive operations of one image.
@@ -62,7 +64,7 @@ def floor(
     """
     known = {name: primitives[name] for name in counts if name in primitives}
     costs = {name: counts[name] * cost for name, cost in known.items()}
-    seconds = sum(cost / (1 if name in SEQUENTIAL else cores) for name, cost in costs.items())
+    seconds = sum(cost / (1 if name in SEQUENTIAL | ALIKE else cores) for name, cost in costs.items())
     if seconds <= 0:
         return None
     skipped = tuple(sorted(counts.keys() - known.keys()))

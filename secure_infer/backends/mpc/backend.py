@@ -78,7 +78,7 @@ class MpcBackend:
             client=client.pack(),
             guarantee=_guarantee(provider),
             parameters={"ring_bits": 64, "provider": provider, "timeout": timeout, "tls": "1.3", **sizes},
-            counts=spent,
+            counts={**spent, "requests": 1},
         )
 
     def client(self, half: bytes) -> SharingClient:

@@ -86,7 +86,7 @@ class MpcFssBackend:
             client=client.pack(),
             guarantee=_guarantee(plan.mode),
             parameters={"ring_bits": sorted(set(plan.rings.values())), **chosen, "tls": "1.3", **sizes, **once},
-            counts=spent,
+            counts={**spent, "requests": 1},
         )
 
     def client(self, half: bytes) -> SharingClient:
@@ -118,7 +118,7 @@ class MpcFssBackend:
         return interpret(graph, x)
 
     def primitives(self, program: Program) -> Mapping[str, float]:
-        """Seconds for one round, one comparison of 16 bits and one multiplication, between two processes now."""
+        """Seconds for a message there and back, a comparison of 16 bits, a multiplication and an empty request, now."""
         _require_cryptography()
         from secure_infer.backends.parties.session import Session
 

@@ -89,9 +89,8 @@ class FssParty(Party):
         self.idle()
         return self.loaded(), []
 
-    def measure(self, command: Frame) -> Answer:
-        """Time one of each primitive."""
-        return _measure(self._peer), []
+    def _primitives(self) -> Mapping[str, float]:
+        return _primitives()
 
     def idle(self) -> None:
         """Have dealt what a run has used, and prepare the next item."""
@@ -262,8 +261,8 @@ def _exhausted(wanted: int, left: int, cause: ProtocolError | None) -> ProtocolE
     )
 
 
-def _measure(peer: Channel) -> dict[str, float]:
-    """Seconds for a round, for a comparison of 16 bits, and for a product modulo 2^32."""
+def _primitives() -> dict[str, float]:
+    """Seconds for a comparison of 16 bits, and for a product modulo 2^32."""
     form, count = Form(15, 1, np.dtype(np.uint16)), 1 << 13
     words = np.frombuffer(os.urandom(16 * count), np.uint64).reshape(count, 2)
     generator, roots = Generator(os.urandom(16)), clear_roots(words)
@@ -273,7 +272,6 @@ def _measure(peer: Channel) -> dict[str, float]:
     square = np.arange(1 << 16, dtype=np.uint32).reshape(256, 256) * np.uint32(0x9E3779B1)
     factor = Factor(square)
     return {
-        "rounds": _seconds(lambda: peer.exchange(b"ping", 4), 200),
         "comparisons": _seconds(lambda: evaluate(form, generator, 0, roots, common, points), 3) / count,
         "multiplications": _seconds(lambda: factor.left(square), 3) / 256**3,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,10 @@ Answer = tuple[Mapping[str, Any], list[bytes]]
 """Plain JSON values and raw parts."""
 _STALE_QUERIES = 1000
 _NONCE_BYTES = 16
+PAUSE_S = 5e-3
+"""Before each message that is timed: a query finds everybody asleep."""
+PINGS = 50
+_PING = b"ping"
 
 
 class Party(ABC):
@@ -42,9 +47,17 @@ class Party(ABC):
     def load(self, command: Frame) -> Answer:
         """Take in a model: the parts of this party's half."""
 
-    @abstractmethod
     def measure(self, command: Frame) -> Answer:
-        """Time one of each primitive."""
+        """Time one of each primitive; a round is a message there and back, between parties that were asleep."""
+        return {"rounds": self._round_trip(), **self._primitives()}, []
+
+    def ping(self, command: Frame) -> Answer:
+        """Answer."""
+        return {}, []
+
+    @abstractmethod
+    def _primitives(self) -> Mapping[str, float]:
+        """Seconds for one of each primitive but a round."""
 
     @abstractmethod
     def _model(self) -> tuple[str, Shape]:
@@ -78,7 +91,7 @@ class Party(ABC):
             # In the middle of a protocol nobody can tell where the other party is, so this session is over.
             self.close()
             raise
-        statistics = {
+        counted = {
             "rounds": self._peer.rounds - rounds,
             "bytes_sent": self._peer.bytes_sent - sent,
             "bytes_between_parties": self._peer.bytes_sent - sent + self._peer.bytes_received - received,
@@ -87,7 +100,7 @@ class Party(ABC):
             "cpu_seconds": time.process_time() - burnt,
             **self._more(),
         }
-        return statistics, [Share(share.model, share.session, self._rank, result, run).pack(REPLY)]
+        return counted, [Share(share.model, share.session, self._rank, result, run).pack(REPLY)]
 
     def propose(self, command: Frame) -> Answer:
         """Party 0: propose queries to party 1; without any, make sure that everybody else is there as well."""
@@ -128,6 +141,21 @@ class Party(ABC):
 
     def _look_after(self) -> None:  # noqa: B027 - most protocols have nothing to do
         """Party 0, while nothing is asked."""
+
+    def _round_trip(self) -> float:
+        """Seconds for a message to the other party and one back, the median of some after pauses, as before a query."""
+        taken = []
+        for _ in range(PINGS):
+            if self._rank == 0:
+                time.sleep(PAUSE_S)
+                started = time.perf_counter()
+                self._peer.send(_PING)
+                self._peer.receive(len(_PING))
+                taken.append(time.perf_counter() - started)
+            else:
+                self._peer.receive(len(_PING))
+                self._peer.send(_PING)
+        return statistics.median(taken) if taken else 0.0
 
     def _agree(self, plan: bytes) -> None:
         """Make sure that the other party loads the same plan."""

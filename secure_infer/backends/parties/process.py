@@ -8,6 +8,7 @@ endian). Whatever a library prints goes to standard error. The process ends when
     load     {}; the parts of the party's half                                          ->  {model, input_shape}
     a share, as the client sent it                         ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
     measure  {}                                                         ->  {primitive: seconds}
+    ping     {}                                                         ->  {}
     propose  {names, refused}                                           ->  {chosen, refused}   party 0, see `meeting`
     hear     {}                                                         ->  {names, refused}    party 1
     choose   {chosen, refused}                                          ->  {}                  party 1
@@ -85,7 +86,7 @@ def failure(error: SecureInferError) -> bytes:
 
 def _answer(party: Party, command: Frame) -> bytes:
     """The answer to a command, or the failure it met."""
-    verbs = {"load": party.load, "measure": party.measure}
+    verbs = {"load": party.load, "measure": party.measure, "ping": party.ping}
     verbs |= {"propose": party.propose, "hear": party.hear, "choose": party.choose}
     try:
         act = party.run if command.kind == QUERY else verbs[command.meta["verb"]]

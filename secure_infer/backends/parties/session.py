@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from secure_infer.backends.parties.channel import HOST, Identity, new_identity
 from secure_infer.backends.parties.messages import QUERY
 from secure_infer.backends.parties.network import chosen
 from secure_infer.backends.parties.pairs import Pairs
+from secure_infer.backends.parties.party import PAUSE_S, PINGS
 from secure_infer.backends.parties.seam import DEALER_NAME, LONGEST_RUN, PARTY_NAMES, Setup
 from secure_infer.backends.parties.worker import GRACE_SECONDS, START_SECONDS, Worker
 from secure_infer.errors import BundleError, Problem, ProtocolError, SecureInferError
@@ -118,10 +120,20 @@ class Session:
         self._worker(PARTY_NAMES[party]).pass_on(message)
 
     def measure(self) -> dict[str, float]:
-        """Seconds for one of each primitive, as party 0 sees it."""
+        """Seconds for one of each primitive, as party 0 sees it; and for an empty request to both parties."""
+        found = dict(self._ask_both("measure")[PARTY_NAMES[0]].meta)
+        taken = []
+        for _ in range(PINGS):
+            time.sleep(PAUSE_S)
+            started = time.perf_counter()
+            self._ask_both("ping")
+            taken.append(time.perf_counter() - started)
+        return {**found, "requests": statistics.median(taken)}
+
+    def _ask_both(self, verb: str) -> dict[str, Frame]:
         for name in PARTY_NAMES:
-            self._worker(name).send("measure")
-        return dict(self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)[PARTY_NAMES[0]].meta)
+            self._worker(name).send(verb)
+        return self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)
 
     def _start(self, setup: Setup, identities: Mapping[str, Identity], threads: int) -> None:
         for name, worker in self._workers.items():
