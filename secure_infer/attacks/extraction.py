@@ -13,12 +13,13 @@ from secure_infer.attacks.base import Access, Target
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.losses import scores_of
 from secure_infer.attacks.networks import NetworkTarget
-from secure_infer.attacks.pgd import FGSM
+from secure_infer.attacks.pgd import FGSM, PGD
 from secure_infer.attacks.statistics import Interval, wilson
 from secure_infer.errors import InvalidInput, Problem
 
 Make = Callable[[], nn.Module]
 _AT_ONCE = 1024
+_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class Theft:
         agrees: Images to which the substitute and the target give one class.
         right: Images that the substitute classifies rightly.
         attacked: Images that the target classifies rightly: those attacked.
-        transferred: Of these, how many examples made on the substitute fool the target.
+        transferred: Of these, how many examples made on the substitute by one step fool the target.
+        iterated: The same, by ten steps.
         random: Of these, how many random signs of the same size fool it.
         queries: That the substitute took.
     """
@@ -169,15 +171,17 @@ class Theft:
     right: int
     attacked: int
     transferred: int
+    iterated: int
     random: int
     queries: int
 
     def shares(self) -> dict[str, tuple[float, Interval]]:
-        """Fidelity, accuracy, transfer and its control, each with its 95 % Wilson interval."""
+        """Fidelity, accuracy, transfer by one step and by ten, and its control, each with its 95 % Wilson interval."""
         counts = {
             "fidelity": (self.agrees, self.n),
             "accuracy": (self.right, self.n),
             "transfer": (self.transferred, self.attacked),
+            "transfer_iterated": (self.iterated, self.attacked),
             "random": (self.random, self.attacked),
         }
         return {name: (k / n if n else 0.0, wilson(k, n)) for name, (k, n) in counts.items()}
@@ -186,15 +190,15 @@ class Theft:
 def assess(
     substitute: Substitute, target: Target, images: Tensor, labels: Tensor, radius: float, *, seed: int = 0
 ) -> Theft:
-    """Judge a substitute on images that it has not seen; asks the target three times an image.
+    """Judge a substitute on images that it has not seen; asks the target four times an image.
 
     Args:
         substitute: What was stolen.
         target: From what.
         images: Held out, `(n, *shape)`.
         labels: Their classes, int64 `(n,)`.
-        radius: Of the fast gradient sign and of the random signs.
-        seed: Of the random signs.
+        radius: Of the examples (Linf) and of the random signs.
+        seed: Of the random signs, and of where ten steps start.
     """
     _require(images, target, 1, "images")
     truth = _labels(target, images)
@@ -202,12 +206,16 @@ def assess(
     guess = _labels(white, images)
     right = truth == labels
     x, y = images[right], labels[right]
-    crafted = FGSM(radius)(white, x, Goal(y)) if len(x) else x
+    crafted = FGSM(radius)(white, x, Goal(y))
+    # What walks on after it has fooled the substitute often fools more of others.
+    walked = PGD(radius, steps=_STEPS, early_stop=False)(white, x, Goal(y), seed=seed)
     signs = 2.0 * torch.randint(2, x.shape, generator=torch.Generator().manual_seed(seed)).to(x) - 1
     noisy = target.bounds.clamp(x + radius * signs)
-    fooled = [int((_labels(target, found) != y).sum()) if len(x) else 0 for found in (crafted, noisy)]
+    one, ten, control = (
+        int((_labels(target, found) != y).sum()) if len(x) else 0 for found in (crafted, walked, noisy)
+    )
     agrees, good = int((guess == truth).sum()), int((guess == labels).sum())
-    return Theft(len(images), agrees, good, len(x), fooled[0], fooled[1], substitute.queries)
+    return Theft(len(images), agrees, good, len(x), one, ten, control, substitute.queries)
 
 
 def _labels(target: Target, x: Tensor) -> Tensor:

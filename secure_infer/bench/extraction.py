@@ -21,9 +21,9 @@ FOLDER = "attacks"
 MODEL, OWN, STRANGERS = "fashion-cnn-float", "fashion-mnist", "mnist"
 SECOND = "mnist-cnn-float"
 IMAGES, SEEDS, SEED = 1000, 150, 0
-RADII = {MODEL: 0.2, SECOND: 0.3}
-"""Of the signs of gradients by which transfer is judged; the greater one is that of the study of such substitutes."""
-BUDGETS = (600, 1200, 2400, 4800)
+RADII = {MODEL: (0.1, 0.2), SECOND: (0.15, 0.2, 0.25, 0.3)}
+"""By which transfer is judged; at the greatest, that of the study of such substitutes, random signs do much."""
+BUDGETS = (600, 1200, 2400, 4800, 6400)
 Progress = Callable[[str, int, int], None]
 
 
@@ -91,26 +91,27 @@ def _rows(images: int, chosen: list[Thief], progress: Progress) -> Iterator[Reco
     subjects = {model: load_subject(model) for model in dict.fromkeys(thief.model for thief in chosen)}
     for thief in chosen:
         progress(f"{thief.name} {thief.queries} of {thief.model}", 0, 1)
-        subject, radius = subjects[thief.model], RADII[thief.model]
+        subject = subjects[thief.model]
         x, y = torch.from_numpy(subject.x).float(), torch.from_numpy(subject.y).long()
         target = NetworkTarget(subject.net, tuple(x.shape[1:]), access=thief.access)
         start = perf_counter()
         stolen = _steal(thief, target, x[images:])
         seconds = perf_counter() - start
-        theft = assess(stolen, target, x[:images], y[:images], radius, seed=SEED)
-        shares = {name: {"share": share, "interval": list(ends)} for name, (share, ends) in theft.shares().items()}
-        yield {
-            "attack": thief.name,
-            "model": thief.model,
-            "fingerprint": fingerprint(subject.net),
-            "access": thief.access.name,
-            "queries": theft.queries,
-            "radius": radius,
-            "seconds": seconds,
-            "n": theft.n,
-            "attacked": theft.attacked,
-            **shares,
-        }
+        for radius in RADII[thief.model]:
+            theft = assess(stolen, target, x[:images], y[:images], radius, seed=SEED)
+            shares = {name: {"share": share, "interval": list(ends)} for name, (share, ends) in theft.shares().items()}
+            yield {
+                "attack": thief.name,
+                "model": thief.model,
+                "fingerprint": fingerprint(subject.net),
+                "access": thief.access.name,
+                "queries": theft.queries,
+                "radius": radius,
+                "seconds": seconds,
+                "n": theft.n,
+                "attacked": theft.attacked,
+                **shares,
+            }
         progress(f"{thief.name} {thief.queries} of {thief.model}", 1, 1)
 
 

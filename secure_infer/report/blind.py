@@ -71,7 +71,7 @@ def _duels(record: Record) -> str:
 
 
 def _thefts(record: Record) -> str:
-    shown = ("fidelity", "accuracy", "transfer", "random")
+    shown = ("fidelity", "accuracy", "transfer", "transfer_iterated", "random")
     rows = [
         (
             row["attack"],
@@ -79,19 +79,10 @@ def _thefts(record: Record) -> str:
             row["access"].lower(),
             f"{row['queries']:,}",
             f"{row['radius']:g}",
-            *(share(row[name]["share"], row[name]["interval"]) for name in shown),
+            *(share(row[name]["share"], row[name]["interval"]) if name in row else NOTHING for name in shown),
         )
         for row in record["rows"]
     ]
-    header = (
-        "theft",
-        "of",
-        "access",
-        "queries",
-        "radius",
-        "same class",
-        "accuracy",
-        "transfer",
-        "random signs instead",
-    )
+    results = "same class", "accuracy", "transfer, one step", "ten steps", "random signs instead"
+    header = ("theft", "of", "access", "queries", "radius", *results)
     return table(header, rows, left=3)

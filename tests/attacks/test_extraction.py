@@ -37,7 +37,7 @@ def test_labels_alone_make_a_substitute_whose_examples_transfer_better_than_rand
     shares = theft.shares()
     assert theft.n == 300 and 250 < theft.attacked <= 300
     assert shares["fidelity"][1][0] > 0.6
-    assert shares["transfer"][1][0] > shares["random"][1][1]
+    assert min(shares[name][1][0] for name in ("transfer", "transfer_iterated")) > shares["random"][1][1]
 
 
 def test_a_knockoff_from_probabilities_agrees_with_its_target(digits):

@@ -33,7 +33,9 @@ def test_transfer_on_digits_has_every_cell():
 def test_extraction_record_is_whole():
     chosen = [extraction.Thief(thief.name, thief.access, 200) for thief in extraction.thieves()[-3:]]
     assert [thief.name for thief in chosen] == ["jacobian", "knockoff", "knockoff-strangers"]
-    for row in extraction.measure(100, chosen, lambda name, done, total: None)["rows"]:
+    rows = extraction.measure(100, chosen, lambda name, done, total: None)["rows"]
+    assert [row["radius"] for row in rows] == [radius for thief in chosen for radius in extraction.RADII[thief.model]]
+    for row in rows:
         assert row["queries"] == 200 and row["n"] == 100
         assert row["fidelity"]["interval"][0] <= row["fidelity"]["share"] <= row["fidelity"]["interval"][1]
 
@@ -68,4 +70,5 @@ def test_newest_runs_become_tables(tmp_path):
     assert "2026-01-03, 2 cores, load average 1.2" in text
     assert "| surfree 100 | 1.50 (7.5) |" in text and "| jpeg | most images not fooled |" in text
     assert "| p | l2 | 1,207 | 0.800 | - | 1 s | 2 s |" in text
-    assert "| jacobian | `m` | label | 4,800 | 0.2 | 50.0 % (40.0-60.0) |" in text
+    # Records that were made before examples of ten steps have none.
+    assert "| jacobian | `m` | label | 4,800 | 0.2 | 50.0 % (40.0-60.0) |" in text and " | - | " in text
