@@ -19,14 +19,16 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration: `0.31 ms`, `42 ms`, `1.7 s`, `5 min`."""
+    """A duration: `0.31 ms`, `42 ms`, `1.7 s`, `5 min`, `4.4 h`."""
     if value is None:
         return NOTHING
     if value < 1e-3:
         return f"{_digits(value * 1e6)} µs"
     if value < 0.9995:
         return f"{_digits(value * 1e3)} ms"
-    return f"{_digits(value)} s" if value < 100 else f"{value / 60:.0f} min"
+    if value < 100:
+        return f"{_digits(value)} s"
+    return f"{value / 60:.0f} min" if value < 5970 else f"{_digits(value / 3600)} h"
 
 
 def size(count: float | None) -> str:

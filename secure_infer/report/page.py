@@ -18,8 +18,9 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 96rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 12.5px; }
 th, td { border: 1px solid #ccc; padding: .35rem .5rem; vertical-align: top; text-align: left; }
-td b { display: block; font-size: 14px; } td span, th span { display: block; color: #555; }
+td b { display: block; font-size: 14px; white-space: nowrap; } td span, th span { display: block; color: #555; }
 th span { font-weight: normal; } .none { color: #777; background: #f4f4f4; }
+.empty { writing-mode: vertical-rl; width: 1rem; }
 .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 """
 _INTRO = """Each cell is the share of attempts that succeed for the attacker, with its 95 % interval (Wilson), on models
@@ -79,15 +80,30 @@ def _section(document: Record, cost: Mapping[tuple[str, str], Price], plots: Map
 
 
 def _table(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:
-    known, columns = matrix.cells(document), matrix.columns(document)
+    known, columns, deployed = matrix.cells(document), matrix.columns(document), matrix.deployed(document)
     groups = "".join(
         f"<th colspan='{sum(kind == protocol for kind, _ in columns)}'>{NAMES[protocol]}</th>"
         for protocol in dict.fromkeys(protocol for protocol, _ in columns)
     )
-    names = "".join(f"<th>{form}</th>" for _, form in columns)
+    # A column in which nothing can be deployed is one narrow cell beside all rows.
+    names = "".join(
+        f"<th>{form}</th>" if (protocol, form) in deployed else f"<th class='empty'>{form}</th>"
+        for protocol, form in columns
+    )
+    empty = {
+        (column["protocol"], column["form"]): f"<td class='none empty' rowspan='{len(document['rows'])}' "
+        f"title='{escape(column['not_applicable'], quote=True)}'>not applicable</td>"
+        for column in document["columns"]
+        if "not_applicable" in column
+    }
     rows = []
     for key, row in document["rows"].items():
-        found = (_cell(matrix.shown(known.get((key, *column)), cost.get(column))) for column in columns)
+        found = (
+            _cell(matrix.shown(known.get((key, *column)), cost.get(column)))
+            if column in deployed
+            else empty.pop(column, "")
+            for column in columns
+        )
         rows.append(f"<tr><th>{escape(row['title'])}<span>{escape(row['about'])}</span></th>{''.join(found)}</tr>")
     return f"<table><tr><th rowspan='2'>threat</th>{groups}</tr><tr>{names}</tr>{''.join(rows)}</table>"
 
@@ -95,9 +111,10 @@ def _table(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:
 def _cell(cell: Shown) -> str:
     if cell.gain is None:
         return f"<td class='none' title='{escape(cell.why_not, quote=True)}'>{escape(cell.head)}</td>"
-    lines = "".join(f"<span>{escape(line)}</span>" for line in cell.lines)
+    rate, _, interval = cell.head.partition(" (")
+    lines = "".join(f"<span>{escape(line)}</span>" for line in (f"({interval}", *cell.lines))
     # From pale green (nothing gained) to red, at one lightness so that black text stays readable.
-    return f"<td style='background: hsl({120 * (1 - cell.gain):.0f} 55% 85%)'><b>{escape(cell.head)}</b>{lines}</td>"
+    return f"<td style='background: hsl({120 * (1 - cell.gain):.0f} 55% 85%)'><b>{escape(rate)}</b>{lines}</td>"
 
 
 def _agreements(document: Record, cost: Mapping[tuple[str, str], Price]) -> str:

@@ -146,6 +146,8 @@ def test_headline_holds_no_peer_no_batch_no_simulation() -> None:
         (markdown.seconds(0.0123), "12 ms"),
         (markdown.seconds(0.9999), "1 s"),
         (markdown.seconds(61.2), "61 s"),
+        (markdown.seconds(5000), "83 min"),
+        (markdown.seconds(16_000), "4.4 h"),
         (markdown.seconds(None), "-"),
         (markdown.size(999), "999 B"),
         (markdown.size(25_400_000), "25 MB"),
