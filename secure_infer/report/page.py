@@ -23,11 +23,12 @@ th span { font-weight: normal; } .none { color: #777; background: #f4f4f4; }
 .empty { writing-mode: vertical-rl; width: 1rem; }
 .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 """
-_INTRO = """Each cell is the share of attempts that succeed for the attacker, with its 95 % interval (Wilson), on models
-of the zoo. <em>simulated</em>: the protocol's errors are drawn and nothing is encrypted, as far as the table of
-agreement bears; <em>executed</em>: real messages. The price is queries x what one encrypted query takes, one after
-another. Encryption hides inputs and outputs from servers; it hides neither the model from who asks, nor attacks from
-who is attacked: it hides them from the server's own defenses."""
+_INTRO = """Each cell is the share of attempts that succeed for the attacker, with its 95 % interval (Wilson), on
+models of the zoo. <em>simulated</em>: the protocol's errors are drawn and nothing is encrypted, as far as the table
+of agreement bears; <em>executed</em>: real messages, which attacks on CKKS send in batches, under the plan for these.
+The price is queries x what one encrypted query takes, one after another. Encryption hides inputs and outputs from
+servers; it hides neither the model from who asks, nor attacks from who is attacked: it hides them from the server's
+own defenses."""
 
 
 def write(documents: Sequence[Record], records: Sequence[Record], folder: Path) -> list[Path]:
