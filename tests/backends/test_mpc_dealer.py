@@ -91,6 +91,12 @@ def test_triples_multiply(dealt: tuple[Dealer, Stream, Stream], kind: str, sizes
         assert np.array_equal((a0 + a1) * (b0 + b1), c0 + c1)
 
 
+def test_each_party_knows_its_own_factor_alone(dealt: tuple[Dealer, Stream, Stream]) -> None:
+    dealer, first, second = dealt
+    c0 = dealer.answer({"kind": "own and", "size": [4, 3]})
+    assert np.array_equal(first.words((4, 3)) & second.words((4, 3)), c0 ^ second.words((4, 3)))
+
+
 def test_bits_and_products_fit(dealt: tuple[Dealer, Stream, Stream]) -> None:
     dealer, first, second = dealt
     c0 = dealer.answer({"kind": "bit", "size": [9, 5]})

@@ -65,9 +65,8 @@ class MpcBackend:
         _require_fit(graph)
         public = plan(graph, os.urandom(16).hex(), provider, timeout)
         data = public.to_bytes()
-        client = ClientHalf(
-            CLIENT_KIND, public.model, graph.input.shape, graph.input.low, graph.input.high, public.output_shape
-        )
+        ends = graph.input.shape, graph.input.low, graph.input.high, public.output_shape
+        client = ClientHalf(CLIENT_KIND, public.model, *ends, public.output_bits)
         spent = asdict(cost(public))
         sizes = {"bytes_between_parties": spent.pop("bytes"), "bytes_from_dealer": spent.pop("dealer_bytes")}
         return Program(

@@ -149,6 +149,11 @@ class Correlations:
         request = {"kind": "matmul", "sizes": [list(size0), list(size1)]}
         return a, b, self._completed(request, (size0[0], size1[1]))
 
+    def own_triple(self, size: Sequence[int]) -> tuple[Integers, Integers]:
+        """This party's mask, and binary shares of the AND of both parties' masks."""
+        mask = self._stream.words(size)
+        return mask, self._completed({"kind": "own and", "size": list(size)}, size)
+
     def bits(self, size: Sequence[int]) -> tuple[Integers, npt.NDArray[np.uint8]]:
         """Shares of uniform bits: additive ones and binary ones."""
         binary = self._stream.bits(size)

@@ -5,6 +5,7 @@ party 0 that completes the correlation. Requests are JSON, answers raw int64; bo
 
     request                                          party 0   party 1   relation
     {"kind": "and", "sizes": [s, t]}                 a0 b0 c0  a1 b1 c1  (a0^a1) & (b0^b1) = c0^c1
+    {"kind": "own and", "size": s}                   a c0      b c1      a & b = c0^c1
     {"kind": "mul", "sizes": [s, t]}                 a0 b0 c0  a1 b1 c1  (a0+a1) * (b0+b1) = c0+c1
     {"kind": "matmul", "sizes": [s, t]}              a0 b0 c0  a1 b1 c1  (a0+a1) @ (b0+b1) = c0+c1
     {"kind": "bit", "size": s}                       r0 c0     r1 c1     r0^r1 = c0+c1, bits
@@ -43,6 +44,9 @@ class Dealer:
                 a, b = (first.words(size) ^ second.words(size) for size in request["sizes"])
                 conjunction = a & b
                 return np.asarray(conjunction ^ second.words(conjunction.shape))
+            case "own and":
+                conjunction = first.words(request["size"]) & second.words(request["size"])
+                return np.asarray(conjunction ^ second.words(request["size"]))
             case "mul":
                 a, b = (first.words(size) + second.words(size) for size in request["sizes"])
                 product = a * b

@@ -9,7 +9,7 @@ import numpy as np
 
 from secure_infer.backends.mpc.kernels import CONV, LINEAR, WEIGHTED
 from secure_infer.backends.mpc.plan import Plan, Step
-from secure_infer.backends.mpc.protocols import Protocols
+from secure_infer.backends.mpc.protocols import WORD_BITS, Protocols
 from secure_infer.graph.graph import INPUT, Graph
 from secure_infer.graph.interpret import apply, windows
 from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Op, Polynomial, QuantRelu, Reshape, Sign, Sum
@@ -26,7 +26,7 @@ class Evaluator:
     """
 
     def __init__(self, plan: Plan, graph: Graph | None, protocols: Protocols) -> None:
-        self.plan, self._graph, self._protocols = plan, graph, protocols
+        self.plan, self._graph, self._protocols, self._bits = plan, graph, protocols, plan.bits
         protocols.forget_weights()
         for step in plan.steps:
             if step.weight:
@@ -77,7 +77,7 @@ class Evaluator:
             if step.kind == "Linear"
             else {"map": CONV, **{key: step.parameters[key] for key in ("stride", "padding", "dilation", "groups")}}
         )
-        product = self._protocols.product(step.name, spec, x, (len(x), *step.shape))
+        product = self._protocols.product(step.name, spec, x, (len(x), *step.shape), self._bits[step.name])
         if self._graph is None:
             return product
         bias = cast(Linear | Conv2d, self._op(step)).bias
@@ -96,7 +96,8 @@ class Evaluator:
         result = np.zeros_like(x)
         if step.weight:
             below = self._below(step, x, terms)
-            result = self._protocols.product(step.name, {"map": WEIGHTED}, below, (len(x), *step.shape))
+            spec, shape = {"map": WEIGHTED}, (len(x), *step.shape)
+            result = self._protocols.product(step.name, spec, below, shape, self._bits[step.name])
         if self._graph is None:
             return result
         last = np.atleast_2d(cast(Lookup, self._op(step)).table)[:, -1:]
@@ -121,7 +122,8 @@ class Evaluator:
         result = np.zeros_like(x)
         if degree:
             terms = np.stack(self._powers(x, degree), axis=1)
-            result = self._protocols.product(step.name, {"map": WEIGHTED}, terms, x.shape)
+            bits = WORD_BITS if shift else self._bits[step.name]
+            result = self._protocols.product(step.name, {"map": WEIGHTED}, terms, x.shape, bits)
         if self._graph is not None:
             coefficients = cast(Polynomial, self._op(step)).coefficients
             result = result + (channelwise(coefficients[..., :1], step.shape)[0] + ((1 << shift) >> 1))

@@ -60,7 +60,7 @@ class CrypTenParty(Party):
         evaluator = cast("Evaluator", self._evaluator)
         if self._source:
             self._source.begin(share.shape)
-        result = self._protocols.refresh(evaluator.run(share))
+        result = self._protocols.refresh(evaluator.run(share), evaluator.plan.output_bits)
         if self._source:
             self._source.end(share.shape)
         return result

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from secure_infer.backends.parties.client import RINGS
 from secure_infer.backends.parties.halves import integer, parameters_of, refused
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Polynomial, QuantRelu, Reshape, Sign, Sum
 from secure_infer.graph.types import Shape, TensorType, bits_of
 
-SCHEMA = 1
+SCHEMA = 2
 DEALER, FIRST_PARTY = "dealer", "first-party"
 WIDTHS = (8, 16, 32, 64)
 
@@ -67,6 +68,7 @@ class Plan:
         input_shape: Shape of one sample.
         steps: Operations in topological order.
         output: Name of the result.
+        output_bits: Replies add up to the result modulo two to this power.
     """
 
     model: str
@@ -75,6 +77,7 @@ class Plan:
     input_shape: Shape
     steps: tuple[Step, ...]
     output: str
+    output_bits: int
 
     @property
     def output_shape(self) -> Shape:
@@ -85,6 +88,15 @@ class Plan:
     def shapes(self) -> dict[str, Shape]:
         """Shape of every value."""
         return {INPUT: self.input_shape, **{step.name: step.shape for step in self.steps}}
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Low bits of every value that matter to what reads it, as one of `WIDTHS`: the others may be anything."""
+        needed = dict.fromkeys(self.shapes, WIDTHS[0]) | {self.output: self.output_bits}
+        for step in reversed(self.steps):
+            for source in step.inputs:
+                needed[source] = max(needed[source], _read_bits(step, needed[step.name]))
+        return needed
 
     def to_bytes(self) -> bytes:
         """The plan as JSON."""
@@ -107,11 +119,25 @@ class Plan:
             plan = cls(**fields, input_shape=shape, steps=steps)
             if plan.provider not in (DEALER, FIRST_PARTY) or not 0 < float(plan.timeout) < 1e6:
                 raise refused("Its provider or timeout is not one of ours.")
-            if plan.output not in plan.shapes or len(plan.model) != 32:
+            if plan.output not in plan.shapes or len(plan.model) != 32 or plan.output_bits not in RINGS:
                 raise refused("Its output or its name is malformed.")
+            _ = plan.bits
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise refused(f"{type(error).__name__}: {error}.") from error
         return plan
+
+
+def _read_bits(step: Step, needed: int) -> int:
+    """Bits of what a step reads that matter, if so many of its value do."""
+    match step.kind:
+        case "Sign" | "QuantRelu" | "Lookup":
+            return int(step.parameters["width"])
+        case "Max":
+            return max(int(step.parameters["width"]), needed)
+        case "Polynomial" if step.parameters["shift"]:
+            return WIDTHS[-1]
+        case _:
+            return needed
 
 
 def _step(entry: Mapping[str, Any]) -> Step:
@@ -126,7 +152,9 @@ def plan(graph: Graph, model: str, provider: str, timeout: float) -> Plan:
         Step(node.name, node.kind, node.inputs, graph.types[node.name].shape, _parameters(graph, node))
         for node in graph.nodes
     )
-    return Plan(model, provider, timeout, graph.input.shape, steps, graph.output)
+    after = graph.output_type
+    output_bits = next(bits for bits in RINGS if bits >= bits_of(min(after.low, -1), max(after.high, 0)))
+    return Plan(model, provider, timeout, graph.input.shape, steps, graph.output, output_bits)
 
 
 def _parameters(graph: Graph, node: Node) -> dict[str, Any]:

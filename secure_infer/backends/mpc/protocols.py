@@ -21,7 +21,7 @@ from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor, b
 
 from secure_infer.backends.mpc.correlations import Correlations
 from secure_infer.backends.mpc.kernels import bilinear, matmul
-from secure_infer.backends.parties.channel import Channel
+from secure_infer.backends.parties.channel import Channel, as_bytes
 from secure_infer.graph.types import Integers
 
 _INTEGERS: dict[int, Any] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
@@ -88,22 +88,29 @@ class Protocols:
         """Drop all weights."""
         self._weights.clear()
 
-    def refresh(self, share: Integers) -> Integers:
-        """A fresh share of the same value, so that shares sent to a client say nothing of how they came about."""
-        return np.asarray(share + ArithmeticSharedTensor.PRZS(share.shape).share.numpy())
+    def refresh(self, share: Integers, bits: int = WORD_BITS) -> Integers:
+        """A fresh share of the low `bits` of the same value, so that shares sent to a client say nothing else.
 
-    def product(self, name: str, spec: Mapping[str, Any], x: Integers, result: tuple[int, ...]) -> Integers:
+        What lies above them may depend on weights: it is cut off.
+        """
+        fresh = share + ArithmeticSharedTensor.PRZS(share.shape).share.numpy()
+        return np.asarray(fresh & wrapped((1 << bits) - 1))
+
+    def product(
+        self, name: str, spec: Mapping[str, Any], x: Integers, result: tuple[int, ...], bits: int = WORD_BITS
+    ) -> Integers:
         """Shares of `spec(x, W)` for the weight called `name`, of shape `result`; one message, from party 1.
 
         With e = x1 - a, party 0 computes spec(x0 + e, W) + c0 and party 1 spec(a, W - B) + c1, where
-        c0 + c1 = spec(a, B); the sum is spec(x, W).
+        c0 + c1 = spec(a, B); the sum is spec(x, W). Where only the low `bits` of it matter, only those of e are sent.
         """
         mask, part = self._correlations.product(name, spec, x.shape, result)
         if self.rank == 1:
-            self._peer.send_words(x - mask)
+            self._peer.send(as_bytes((x - mask).astype(_INTEGERS[bits])))
             factor = mask
         else:
-            factor = x + self._peer.receive_words(x.shape)
+            told = np.frombuffer(self._peer.receive(x.size * bits // 8), _INTEGERS[bits])
+            factor = x + told.reshape(x.shape)
         return bilinear(spec, factor, self._weights[name]) + part
 
     def multiply(self, x: Integers, y: Integers) -> Integers:
@@ -131,11 +138,11 @@ class Protocols:
         """
         if not x.size:
             return x
-        lanes = np.pad(x.reshape(-1).astype(_INTEGERS[width]), (0, -x.size % (WORD_BITS // width)))
-        generate, propagate = self._carries(lanes.view(np.int64), width.bit_length() - 1)
+        planes = _planes(x.reshape(-1).astype(_INTEGERS[width]))
         # The sign of x0 + x1 is the XOR of both signs and of the carry into their place.
-        signs = (propagate ^ (generate << 1)).view(_INTEGERS[width])[: x.size] >> (width - 1) & 1
-        return self._to_arithmetic(signs.astype(np.uint8)).reshape(x.shape)
+        signs = planes[-1] ^ self._carry(planes[:-1])
+        bits = np.unpackbits(signs.view(np.uint8), count=x.size, bitorder="little")
+        return self._to_arithmetic(bits).reshape(x.shape)
 
     def shift(self, x: Integers, places: int) -> Integers:
         """Shares of `floor(x / 2^places)`, exact for every int64 x and 1 <= places <= 63; eight rounds.
@@ -151,14 +158,38 @@ class Protocols:
         result = high + carry + wrap * wrapped(-(1 << (WORD_BITS - places)))
         return np.asarray(result - (1 << (63 - places)) if self.rank == 0 else result).reshape(x.shape)
 
+    def _conjunction(self, mine: Integers) -> Integers:
+        """Binary shares of the AND of party 0's words and party 1's, in one round.
+
+        With x ^ a and y ^ b open, party 0 takes x & (y ^ b) ^ c0 and party 1 (x ^ a) & b ^ c1, where c0 ^ c1 = a & b.
+        """
+        mask, part = self._correlations.own_triple(mine.shape)
+        told = self._peer.exchange_words(mine ^ mask)
+        return (told & (mine if self.rank == 0 else mask)) ^ part
+
+    def _carry(self, planes: Integers) -> Integers:
+        """Binary shares of the carry out of x0 + x1, whose bits are planes, lowest first; `log2(width) + 1` rounds.
+
+        A tree of blocks: each generates a carry or propagates the one from below, and two neighbors make one.
+        """
+        generate, propagate = torch.from_numpy(self._conjunction(planes)), torch.from_numpy(planes)
+        while len(generate) > 1:
+            paired, last = len(generate) // 2 * 2, len(generate) == 2
+            low, high = slice(0, paired, 2), slice(1, paired, 2)
+            lower = torch.stack([generate[low]] if last else [generate[low], propagate[low]])
+            update = beaver.AND(*(BinarySharedTensor.from_shares(part) for part in (propagate[high], lower))).share
+            generate = torch.cat([generate[high] ^ update[0], generate[paired:]])
+            propagate = torch.cat([update[-1], propagate[paired:]])
+        return np.asarray(generate[0].numpy())
+
     def _carries(self, share: Integers, levels: int) -> tuple[Integers, Integers]:
         """Binary shares of the carries out of each bit of x0 + x1, and of x0 ^ x1; `levels + 1` rounds.
 
         Carries are right within aligned blocks of `2**levels` bits. A carry is generated where both bits are set and
         propagated where one is; a prefix tree joins neighboring blocks (Damgård et al., TCC 2006, section 6.3).
         """
-        x, y = (BinarySharedTensor(torch.from_numpy(share), src=party) for party in (0, 1))
-        generate, propagate = x & y, x ^ y
+        parts = torch.from_numpy(self._conjunction(share)), torch.from_numpy(share)
+        generate, propagate = (BinarySharedTensor.from_shares(part) for part in parts)
         alive = propagate
         for level in range(levels):
             span = 1 << level
@@ -192,6 +223,13 @@ class Protocols:
             "comparisons": comparison,
             "multiplications": _seconds(lambda: matmul(square, square), 3) / square.shape[0] ** 3,
         }
+
+
+def _planes(lanes: npt.NDArray[Any]) -> Integers:
+    """The bits of n integers, `(bits, words)`: all lowest ones, packed into words, then those above."""
+    bits = np.unpackbits(lanes.view(np.uint8).reshape(len(lanes), -1), axis=1, bitorder="little")
+    packed = np.packbits(np.ascontiguousarray(bits.T), axis=1, bitorder="little")
+    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.int64)
 
 
 def _seconds(act: Callable[[], object], repeats: int) -> float:

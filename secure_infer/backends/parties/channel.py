@@ -19,8 +19,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -40,8 +42,8 @@ Address = tuple[str, int]
 """Host and port."""
 
 
-def as_bytes(values: Integers) -> memoryview:
-    """The bytes of an int64 array, without a copy if it is contiguous."""
+def as_bytes(values: npt.NDArray[Any]) -> memoryview:
+    """The bytes of an array, without a copy if it is contiguous."""
     return memoryview(np.ascontiguousarray(values).reshape(-1).data).cast("B")
 
 
