@@ -59,7 +59,7 @@ def project(delta: Tensor, norm: Norm, radius: float | Tensor) -> Tensor:
 
 def within(x: Tensor, images: Tensor, norm: Norm, radius: float | Tensor, bounds: Bounds) -> Tensor:
     """`x` moved into the ball around each image, then into the bounds, which never leaves the ball."""
-    return bounds.clamp(images + project(x - images, norm, radius))
+    return project(x - images, norm, radius).add_(images).clamp_(bounds.low, bounds.high)
 
 
 def random_disturbance(images: Tensor, norm: Norm, radius: float, generator: torch.Generator) -> Tensor:
