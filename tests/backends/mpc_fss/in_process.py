@@ -82,9 +82,14 @@ class Engine:
         self.dealing = Dealing(self.plan, both)
         self.parties = [Evaluator(self.plan, party, halves[party], both[party], said[1 - party]) for party in (0, 1)]
 
-    def run(self, x: np.ndarray) -> Ran:
+    def run(self, x: np.ndarray, foreseen: bool = False) -> Ran:
         lots = self.dealing.lot(len(x))
         material = [party.prepare(lot) for party, lot in zip(self.parties, lots, strict=True)]
+        if foreseen:
+            for party, arrays in zip(self.parties, material, strict=True):
+                for piece in list(party.foresee(arrays)):
+                    arrays.update(piece())
+                assert not list(party.foresee(arrays))
         mask = np.frombuffer(os.urandom(8 * x.size), np.int64).reshape(x.shape)
         ends = socket.socketpair()
         pipes = [Pipe(end) for end in ends]

@@ -123,8 +123,10 @@ def corners(graph: Graph) -> np.ndarray:
 
 
 def check(graph: Graph, x: np.ndarray, mode: str, fuse: int = 0) -> None:
-    ran = Engine(graph, mode, fuse).run(x)
+    engine = Engine(graph, mode, fuse)
+    ran = engine.run(x)
     assert np.array_equal(ran.outputs, interpret(graph, x))
+    assert np.array_equal(engine.run(x[:1], foreseen=True).outputs, interpret(graph, x[:1]))
     expected = cost(ran.plan, len(x))
     assert [pipe.rounds for pipe in ran.pipes] == [expected.rounds] * 2
     assert sum(pipe.bytes_sent for pipe in ran.pipes) == expected.bytes

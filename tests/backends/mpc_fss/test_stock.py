@@ -50,6 +50,27 @@ def test_items_come_in_order_and_once(tmp_path: Path, kept: bool) -> None:
     assert (one.count, one.next, one.end) == (18, 5, 23)
 
 
+def test_what_is_added_to_an_item_is_used_with_that_item_alone() -> None:
+    one = stock(None)
+    assert one.following() is None
+    one.add(0, lot(0, 4))
+    for number in (0, 1):
+        one.add_to_following({("s", "m"): np.array([number])})
+        one.add_to_following({("s", "more"): np.array([10 + number])})
+        item = one.following()
+        assert item is not None
+        assert [int(values[0]) for values in item.values()] == [number, number, 10 + number]
+        spans, material = one.take(1)
+        assert spans == [(number, 1)]
+        assert {name: values.tolist() for name, values in material.items()} == {
+            ("s", "n"): [number],
+            ("s", "m"): [number],
+            ("s", "more"): [10 + number],
+        }
+    one.add_to_following({("s", "m"): np.array([2])})
+    assert one.take(2)[1].keys() == {("s", "n")}
+
+
 def test_a_stock_that_is_opened_again_skips_what_may_have_been_used(tmp_path: Path) -> None:
     one = stock(tmp_path)
     one.add(0, lot(0, 40))
