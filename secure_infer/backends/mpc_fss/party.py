@@ -69,6 +69,7 @@ class FssParty(Party):
         self._trouble: ProtocolError | None = None
         self._tag, self._items = b"", list[Span]()
         self._wanted = self._due = 0
+        self._ended = self._between = 0.0
         if dealer is None:
             self._trouble = ProtocolError("It was started without one.")
 
@@ -118,6 +119,7 @@ class FssParty(Party):
     def _meet(self, share: Share) -> str:
         """Choose the items of the run; the first message of the run says whether the other party chose the same."""
         assert self._stock is not None
+        self._between = time.process_time() - self._ended
         self._stock_up(self._stock, len(share.values))
         shape = repr((share.session, share.values.shape, self._stock.next, self._stock.spans[:1]))
         self._tag = hashlib.sha256(shape.encode()).digest()
@@ -133,7 +135,8 @@ class FssParty(Party):
         return self._evaluator.run(share, material, Wire(self._peer, self._tag))
 
     def _more(self) -> Mapping[str, float]:
-        return {"first_item": self._items[0][0], "items": sum(count for _, count in self._items)}
+        self._ended, used = time.process_time(), sum(count for _, count in self._items)
+        return {"first_item": self._items[0][0], "items": used, "cpu_ms_before": 1000 * self._between}
 
     def _look_after(self) -> None:
         """Party 0: make sure that the dealer is there, unless there is enough in stock without it."""
