@@ -111,6 +111,14 @@ def test_every_cell_is_measured_or_says_why_not(document: dict) -> None:
     json.dumps(document, allow_nan=False)
 
 
+def test_stolen_weights_meet_several_attacks_in_turn(document: dict) -> None:
+    cell = matrix.cells(document)["evasion-white-box", "clear", "binarized"]
+    by = cell["details"]["fooled_copy"]
+    # In the clear the deployed model is the copy: what fooled the one, by whichever attack, fools the other.
+    assert next(iter(by)) == "pgd on the margin" and len(by) == 5 and sum(by.values()) == cell["successes"]
+    assert cell["details"]["median_l2"] <= 1 + 1e-6
+
+
 def test_encryption_hides_inputs_and_attacks_but_stops_none(document: dict) -> None:
     cells = matrix.cells(document)
     clear, shared = (
