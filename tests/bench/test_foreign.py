@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from secure_infer.bench import memory, run_case
 from secure_infer.bench.cases import Case, Entry
 from secure_infer.bench.peers import foreign, helayers, load_peer, pipe
-from secure_infer.errors import MissingExtra, ProtocolError, UnsupportedNetwork
+from secure_infer.errors import DataError, MissingExtra, ProtocolError, UnsupportedNetwork
 from secure_infer.graph import interpret_real
 from tests.bench.networks import binary_mlp, polynomial_cnn, subject
 from tests.bench.test_runner import check_record
@@ -137,10 +138,10 @@ def test_messages_hold_plain_arrays_only() -> None:
 def test_peak_memory_counts_what_was_used_since_the_reset() -> None:
     memory.reset()
     before = memory.peak()
-    block = np.ones(8 << 20)
-    after = memory.peak()
-    assert before is not None and after is not None and after - before > 0.9 * block.nbytes
-    del block
+    with mmap.mmap(-1, 64 << 20) as block:  # an array might get memory that others have left resident
+        np.copyto(np.frombuffer(block, np.uint8), 1)
+        after = memory.peak()
+        assert before is not None and after is not None and after - before > 0.9 * len(block)
     assert memory.peak() == pytest.approx(after, rel=0.2)
 
 
@@ -150,7 +151,7 @@ def test_the_libraries_themselves(name: str) -> None:
     entry = Entry("ckks", "mnist-cnn-poly", 2, peer=name)
     try:
         (record,) = run_case(Case("one", "t", (entry,)))
-    except MissingExtra as error:
+    except (MissingExtra, DataError) as error:
         pytest.skip(str(error))
     check_record(record)
     assert record["agreement"] == 1 and record["max_error"] < 0.1
