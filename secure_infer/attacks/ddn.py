@@ -21,7 +21,7 @@ class DDN(MinimalAttack):
     """Decoupled direction and norm (Rony et al. 2019): the ball shrinks after a success and grows after a failure.
 
     Attributes:
-        steps: Gradients for each image.
+        steps: Points visited for each image, itself the first; a gradient is taken at all but the last.
         start: First radius, in units of the inputs.
         factor: By which share the radius changes in a step, between 0 and 1.
         loss: "cross-entropy", "margin" or "dlr".
@@ -40,11 +40,15 @@ class DDN(MinimalAttack):
     def __post_init__(self) -> None:
         require_settings(self, "steps", "start", "factor", loss=LOSSES)
 
+    def _run(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
+        # The first point is the image itself: no need to ask for it before.
+        return self._search(target, images, goal, generator)
+
     def _search(self, target: Target, images: Tensor, goal: Goal, generator: torch.Generator) -> Tensor:
         closest, otherwise, loss = Closest(images, "l2"), fallback(images, generator), loss_of(self.loss, goal)
         radius = images.new_full((len(images),), self.start)
         x, delta = images, torch.zeros_like(images)
-        for step in range(self.steps):
+        for step in range(self.steps - 1):
             logits, gradient = target.differentiate(x, loss)
             success = goal.reached(logits)
             closest.offer(x, success, delta=delta)

@@ -47,7 +47,7 @@ ROWS: dict[str, Row] = {
     "fab": Row(({"steps": 20}, {"steps": 20, "norm": "l2"})),
     "deepfool": Row(({}, {"norm": "linf"})),
     "superdeepfool": Row(({}, {"norm": "linf"}, {"classes": 1})),
-    "ddn": Row(({"steps": 30},)),
+    "ddn": Row(({"steps": 31},)),
     "fmn": Row(({"steps": 30}, {"steps": 30, "norm": "linf"})),
     "cw": Row(({"searches": 3, "steps": 40, "rate": 0.1, "weight": 1.0},)),
     "bp": Row(({"steps": 20},)),
