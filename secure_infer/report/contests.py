@@ -21,7 +21,7 @@ def contests(results: Path) -> str:
         return "No run is on record."
     newest = found[-1]
     rows = [_row(held, name, row) for held in newest["contests"] for name, row in held["rows"].items()]
-    header = ["attack", "by", "images", "time", "times ours (95 %)", "success (95 %)", "median L2"]
+    header = ["attack", "by", "images", "time", "times ours (95 %)", "CPU, times ours", "success (95 %)", "median L2"]
     said = (
         f"`secure-infer bench attacks` on `{newest['model']}`, {newest['host']['cores']} cores, load average "
         f"{newest['load']['start']:.1f} to {newest['load']['end']:.1f}; contenders take turns on the same images."
@@ -38,6 +38,7 @@ def _row(held: Record, name: str, row: Record) -> list[str]:
         str(held["settings"]["images"]),
         seconds(row["median_s"]),
         f"{value:.2f} ({low:.2f}-{high:.2f})",
+        "{:.2f} ({:.2f}-{:.2f})".format(*row["cpu_times_ours"]) if "cpu_times_ours" in row else NOTHING,
         share(row["success"], row["success_interval"]),
         distortion,
     ]

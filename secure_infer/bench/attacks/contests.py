@@ -38,7 +38,7 @@ def contests(libraries: Mapping[str, str]) -> Iterator[Contest]:
     yield _contest("deepfool", {"steps": 50}, partial(_deepfool, libraries), rounds=3)
     yield _contest("superdeepfool", {}, partial(_superdeepfool, libraries), rounds=3)
     asked = {"queries": QUERIES, "peers' steps": queries.STEPS}
-    yield Contest("hopskipjump", asked, partial(_hopskipjump, libraries), images=20, rounds=3)
+    yield Contest("hopskipjump", asked, partial(_hopskipjump, libraries), images=20)
     yield _contest("bp", {"steps": 100}, _bp, rounds=1)
     yield _contest("autoattack", {"radius": RADIUS}, partial(_autoattack, libraries), rounds=1, radius=RADIUS)
 
