@@ -97,7 +97,9 @@ def _joined(old: Record, new: Record) -> Record:
     places = sorted(known, key=lambda place: (list(NAMES).index(place[0]), _FORMS.index(place[1])))
     return {
         **old,
-        "at": max(old["at"], new["at"]),
+        **{
+            name: max(old, new, key=lambda part: str(part["at"]))[name] for name in ("at", "commit", "host", "versions")
+        },
         "settings": {name: max(value, new["settings"].get(name, value)) for name, value in old["settings"].items()},
         "rows": {**old["rows"], **new["rows"]},
         "columns": [known[place] for place in places],

@@ -187,12 +187,13 @@ def test_columns_measured_apart_are_put_together(document: dict) -> None:
     assert matrix.columns(whole) == matrix.columns(document) and matrix.cells(whole) == matrix.cells(document)
     # A row measured again, with nothing executed, replaces its cells and keeps what the column says of execution.
     later = {**parts[0], "settings": {**document["settings"], "executed": 0}}
+    later |= {"at": "2999-01-01T00:00", "commit": "later"}
     later["columns"] = [{**column, "agreement": None} for column in later["columns"] if "agreement" in column]
     later["cells"] = [{**cell, "n": 7} for cell in later["cells"] if cell["threat"] == "extraction"]
     (renewed,) = matrix.merged([document, later])
     assert renewed["columns"] == document["columns"] and len(renewed["cells"]) == len(document["cells"])
     assert matrix.cells(renewed)["extraction", "mpc", "binarized"]["n"] == 7
-    assert renewed["settings"] == document["settings"]
+    assert renewed["settings"] == document["settings"] and renewed["commit"] == "later"
     with pytest.raises(UsageError, match="do not fit"):
         matrix.merged([parts[0], {**parts[1], "settings": {}}])
 
