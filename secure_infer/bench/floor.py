@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SEQUENTIAL = frozenset({"rounds", "requests"})
 """Primitives that wait for one another, whatever the number of cores."""
-ALIKE = frozenset({"comparisons", "multiplications"})
+ALIKE = frozenset({"comparisons", "nodes", "multiplications"})
 """Primitives that each of two servers, on a core of its own, has to do all of."""
 
 

@@ -118,7 +118,7 @@ class MpcFssBackend:
         return interpret(graph, x)
 
     def primitives(self, program: Program) -> Mapping[str, float]:
-        """Seconds for a message there and back, a comparison of 16 bits, a multiplication and an empty request, now."""
+        """Seconds for a message there and back, a comparison's block, a multiplication and an empty request, now."""
         _require_cryptography()
         from secure_infer.backends.parties.session import Session
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from secure_infer.backends.mpc_fss.material import Layout, tournament
+from secure_infer.backends.mpc_fss.dcf import Form, foreseeable
+from secure_infer.backends.mpc_fss.material import Layout, gates, tournament
 from secure_infer.backends.mpc_fss.plan import OWNER, Plan, Step
 from secure_infer.backends.mpc_fss.ring import depth_of, wire_kind
 from secure_infer.backends.mpc_fss.wire import TAG_BYTES
@@ -22,6 +23,7 @@ class Cost:
         dealt_bytes: Sent by the dealer to both servers, ahead of the run.
         comparisons: Evaluations of comparison functions, at each server.
         multiplications: Multiply-accumulates with secret weights, at each server.
+        nodes: Blocks of AES in these comparisons, but for what is foreseen of a single sample's, at each server.
     """
 
     rounds: int = 0
@@ -29,6 +31,7 @@ class Cost:
     dealt_bytes: int = 0
     comparisons: int = 0
     multiplications: int = 0
+    nodes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
@@ -39,7 +42,7 @@ def cost(plan: Plan, batch: int = 1) -> Cost:
     layout = Layout(plan)
     total = Cost(dealt_bytes=batch * sum(layout.item_bytes(party) for party in (0, 1)))
     for step in plan.steps:
-        total += _step_cost(plan, step, batch)
+        total += _step_cost(plan, step, batch) + Cost(nodes=_nodes(plan, step, batch))
     return total + _first(plan, total)
 
 
@@ -82,6 +85,19 @@ def _step_cost(plan: Plan | None, step: Step, batch: int) -> Cost:
             return _message(size * wire_kind(p["bits"]).itemsize) + Cost(comparisons=2 * size)
         case _:
             return Cost()
+
+
+def _nodes(plan: Plan, step: Step, batch: int) -> int:
+    total = 0
+    for gate in gates(plan, step):
+        foreseen = foreseeable(gate.form, gate.count) if batch == 1 else 0
+        total += batch * gate.count * nodes_of(gate.form, foreseen)
+    return total
+
+
+def nodes_of(form: Form, foreseen: int = 0) -> int:
+    """Blocks of AES that an evaluation takes, if so many levels are foreseen."""
+    return (form.levels - foreseen) * (1 + form.blocks) + form.leaf_blocks
 
 
 def _message(size: int, both: bool = True) -> Cost:
