@@ -266,14 +266,14 @@ def _exhausted(wanted: int, left: int, cause: ProtocolError | None) -> ProtocolE
 
 
 def _primitives() -> dict[str, float]:
-    """Seconds for a block of AES in a comparison of 16 bits, and for a product modulo 2^32."""
+    """Seconds for a block of AES in a comparison of 16 bits, and for a product modulo 2^16, the least that one may take."""
     form, count = Form(15, 1, np.dtype(np.uint16)), 1 << 13
     words = np.frombuffer(os.urandom(16 * count), np.uint64).reshape(count, 2)
     generator, roots = Generator(os.urandom(16)), clear_roots(words)
     points = words[:, 1] & np.uint64((1 << 15) - 1)
     beta = np.ones((count, 1), np.uint16)
     common = generate(form, generator, points, beta, (roots, roots[::-1].copy()))
-    square = np.arange(1 << 16, dtype=np.uint32).reshape(256, 256) * np.uint32(0x9E3779B1)
+    square = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     factor = Factor(square)
     return {
         "nodes": _seconds(lambda: evaluate(form, generator, 0, roots, common, points), 9) / (count * nodes_of(form)),
