@@ -266,7 +266,7 @@ def _exhausted(wanted: int, left: int, cause: ProtocolError | None) -> ProtocolE
 
 
 def _primitives() -> dict[str, float]:
-    """Seconds for a block of AES in a comparison of 16 bits, and for a product modulo 2^16, the least that one may take."""
+    """Seconds for a block of AES in a comparison of 16 bits, and for a product modulo 2^16, which takes least."""
     form, count = Form(15, 1, np.dtype(np.uint16)), 1 << 13
     words = np.frombuffer(os.urandom(16 * count), np.uint64).reshape(count, 2)
     generator, roots = Generator(os.urandom(16)), clear_roots(words)
