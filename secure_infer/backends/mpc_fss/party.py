@@ -18,8 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from secure_infer import files
-from secure_infer.backends.mpc_fss.cost import nodes_of
-from secure_infer.backends.mpc_fss.dcf import Form, Generator, clear_roots, evaluate, generate
+from secure_infer.backends.mpc_fss.dcf import Generator
 from secure_infer.backends.mpc_fss.dealing import GREETING_BYTES, Dealing, Greeting, greetings, lot_size
 from secure_infer.backends.mpc_fss.evaluate import Evaluator
 from secure_infer.backends.mpc_fss.plan import Plan
@@ -266,17 +265,14 @@ def _exhausted(wanted: int, left: int, cause: ProtocolError | None) -> ProtocolE
 
 
 def _primitives() -> dict[str, float]:
-    """Seconds for a block of AES in a comparison of 16 bits, and for a product modulo 2^16, which takes least."""
-    form, count = Form(15, 1, np.dtype(np.uint16)), 1 << 13
-    words = np.frombuffer(os.urandom(16 * count), np.uint64).reshape(count, 2)
-    generator, roots = Generator(os.urandom(16)), clear_roots(words)
-    points = words[:, 1] & np.uint64((1 << 15) - 1)
-    beta = np.ones((count, 1), np.uint16)
-    common = generate(form, generator, points, beta, (roots, roots[::-1].copy()))
+    """Seconds for a block of AES alone, of many, and for a product modulo 2^16, which takes least."""
+    count = 1 << 15
+    blocks = np.frombuffer(os.urandom(16 * count), np.uint64).reshape(count, 2)
+    generator, made = Generator(os.urandom(16)), np.empty_like(blocks)
     square = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     factor = Factor(square)
     return {
-        "nodes": _seconds(lambda: evaluate(form, generator, 0, roots, common, points), 9) / (count * nodes_of(form)),
+        "nodes": _seconds(lambda: generator.expand(blocks, made), 9) / count,
         "multiplications": _seconds(lambda: factor.left(square), 3) / 256**3,
     }
 
