@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from secure_infer.backends.parties.network import LOOPBACK
@@ -84,3 +84,12 @@ def duels(records: Sequence[Record]) -> Iterator[Duel]:
             near = network_of(ours) == network_of(peer)
             if ours["peer"] is None and near and all(ours[key] == peer[key] for key in same):
                 yield Duel(ours, peer, *ratio_of_medians(peer["run_s_all"], ours["run_s_all"]))
+
+
+def best(found: Iterable[Duel]) -> Iterator[Duel]:
+    """For each peer the fastest of ours that agrees with the clear network as often as the peer, or else most often."""
+    by_peer: dict[int, list[Duel]] = {}
+    for duel in found:
+        by_peer.setdefault(id(duel.peer), []).append(duel)
+    for duels_of_peer in by_peer.values():
+        yield max(duels_of_peer, key=lambda d: (min(d.ours["agreement"], d.peer["agreement"]), d.ratio))

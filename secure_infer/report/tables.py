@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from secure_infer.bench.records import Record
 from secure_infer.report.markdown import NOTHING, ratio, seconds, share, size, table
@@ -95,8 +95,8 @@ def traffic(records: Sequence[Record]) -> str:
     return table(header, rows, left=3)
 
 
-def versus(records: Sequence[Record]) -> str:
-    """Ours beside peers; empty if there are none."""
+def versus(records: Sequence[Record], select: Callable[[Iterator[Duel]], Iterable[Duel]] = iter) -> str:
+    """Ours beside peers, all or those that are selected; empty if there are none."""
     header = (
         "model",
         "protocol",
@@ -121,7 +121,7 @@ def versus(records: Sequence[Record]) -> str:
             size(duel.peer["bytes"]["evaluation_keys_sent"]),
             f"{share(duel.ours['agreement'])} / {share(duel.peer['agreement'])}",
         )
-        for duel in duels(records)
+        for duel in select(duels(records))
     ]
     return table((*header, "agreement, ours / peer"), rows, left=4) if rows else ""
 

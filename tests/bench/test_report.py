@@ -13,7 +13,7 @@ from secure_infer.errors import MissingExtra, UsageError
 from secure_infer.graph import OPS
 from secure_infer.report import catalogue, markdown, tables, write_report
 from secure_infer.report.regions import region, replace_regions
-from secure_infer.report.select import duels, headline, name_of
+from secure_infer.report.select import best, duels, headline, name_of
 from secure_infer.report.service import service
 from tests.bench.synthetic import record
 
@@ -188,3 +188,16 @@ def test_shipped_records_are_json_lines() -> None:
     for path in (README.parent / "benchmarks" / "results").glob("*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
             assert json.loads(line)["case"] == path.stem
+
+
+def test_the_readme_has_each_peer_beside_our_fastest_that_agrees_as_often() -> None:
+    rows = [
+        record("tfhe", options={"way": name}, agreement=agreement, run_s_all=[run] * 3)
+        for name, run, agreement in (("exact", 3.0, 1.0), ("rounded", 2.0, 1.0), ("coarse", 1.0, 0.9))
+    ]
+    peer = record("tfhe", peer="other", agreement=1.0, run_s_all=[6.0] * 3)
+    assert len(list(duels([*rows, peer]))) == 3
+    (chosen,) = best(duels([*rows, peer]))
+    assert chosen.ours["options"] == {"way": "rounded"} and chosen.ratio == 3
+    (chosen,) = best(duels([*rows, peer | {"agreement": 0.8}]))
+    assert chosen.ours["options"] == {"way": "coarse"}
