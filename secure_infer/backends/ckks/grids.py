@@ -18,7 +18,7 @@ _STRIDES = (1, 2, 4)
 
 def natural(height: int, width: int) -> Grid:
     """The raster of elements that lie one after another."""
-    return Grid(max(height * width, 1), width, 1)
+    return Grid(height * width, width, 1)
 
 
 def grids(height: int, width: int, sources: Sequence[Grid]) -> set[Grid]:
