@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from secure_infer import backends, bundle
 from secure_infer.backends.base import Backend, Guarantee, Program, Rebuilding, Simulating, Values, require_supported
 from secure_infer.bundle import Interface
 from secure_infer.client import Client
+from secure_infer.cores import usable_cores
 from secure_infer.errors import Problem, UsageError
 from secure_infer.graph import passes
 from secure_infer.graph.analyse import cost
@@ -266,7 +266,7 @@ def _floor(program: Program) -> dict[str, str]:
     seconds = program.parameters.get("cpu_seconds_estimate")
     if not seconds:
         return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return {"floor": f"{seconds / cores:.3g} s: {seconds:.3g} s of CPU for the look-ups alone, on {cores} cores"}
 
 

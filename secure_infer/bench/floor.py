@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,8 +81,3 @@ def waiting(entry: Entry, samples: Sequence[Sample]) -> float:
     statistics, sizes = samples[-1].statistics, samples[-1].bytes
     between = network.seconds(statistics.get("rounds", 0), statistics.get("bytes_between_parties", 0) / 2)
     return between + network.seconds(2, sum(sizes.values()))
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

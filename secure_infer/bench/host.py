@@ -12,7 +12,7 @@ from typing import Any
 
 from secure_infer import __version__
 from secure_infer.bench import places
-from secure_infer.bench.floor import usable_cores
+from secure_infer.cores import usable_cores
 
 LIBRARIES = {
     "tfhe": ("concrete-python",),

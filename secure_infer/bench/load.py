@@ -20,10 +20,10 @@ from statistics import median
 from typing import Any
 
 from secure_infer.bench import exchange
-from secure_infer.bench.floor import usable_cores
 from secure_infer.bench.records import Record
 from secure_infer.bench.runner import Progress, silent
 from secure_infer.bench.service import NAME, Ask, Server, Workload, client_name, facts, percentiles, told
+from secure_infer.cores import usable_cores
 from secure_infer.errors import SecureInferError
 from secure_infer.serve.processes import Channel, Template
 from secure_infer.serve.worker_pipe import receive_async

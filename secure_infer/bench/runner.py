@@ -14,11 +14,12 @@ import numpy as np
 from secure_infer.bench import host, memory, records
 from secure_infer.bench.cases import Case, Entry
 from secure_infer.bench.contender import Contender, Sample, Subject
-from secure_infer.bench.floor import floor, usable_cores, waiting
+from secure_infer.bench.floor import floor, waiting
 from secure_infer.bench.ours import Ours
 from secure_infer.bench.peers import load_peer
 from secure_infer.bench.records import Record
 from secure_infer.bench.subjects import fingerprint, load_subject
+from secure_infer.cores import usable_cores
 from secure_infer.errors import MissingExtra, Problem, UnsupportedNetwork, UsageError
 
 _LOG = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from secure_infer.cores import usable_cores
 from secure_infer.errors import Problem, ProtocolError, SecureInferError
 from secure_infer.serve import pool_queue
 from secure_infer.serve.base import Done, Job
@@ -69,7 +70,7 @@ class Pool:
         hot_bytes: int = 1 << 30,
         most_bytes: int = 0,
     ) -> None:
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or usable_cores()
         share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
         self._models = frozenset(models)
         self._template = Template(models, hot_bytes, most_bytes or share, threads)

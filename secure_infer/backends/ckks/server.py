@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from secure_infer.backends.ckks.crew import Crew
 from secure_infer.backends.ckks.plan import Plan
 from secure_infer.backends.ckks.run import Program
 from secure_infer.backends.ckks.seal import Handle, Ring, SealEngine, Unreadable
+from secure_infer.cores import usable_cores
 from secure_infer.errors import BundleError, KeyMismatch, Problem
 from secure_infer.wire import frame
 
@@ -69,7 +69,7 @@ class CkksServer:
                 "The CKKS program can't be encoded.",
                 [Problem(KIND, f"{type(error).__name__}: {error}.", "compile the model again.")],
             ) from error
-        self.processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.processes = usable_cores()
         log.debug("encoded the weights in %.3f s", time.perf_counter() - start)
         self._keys: OrderedDict[bytes, EvaluationKeys] = OrderedDict()
         self._latest: tuple[bytes, bytes] = (b"", b"")

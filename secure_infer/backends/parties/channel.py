@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from secure_infer.backends.parties.messages import HEADER_BYTES
 from secure_infer.backends.parties.network import STAMP_BYTES, Line, Network
+from secure_infer.cores import usable_cores
 from secure_infer.errors import Problem, ProtocolError
 from secure_infer.graph.types import Integers
 
@@ -37,6 +38,8 @@ _SMALL = 1 << 15  # what any socket buffer takes in at once
 _LONGEST_UNSIZED = 1 << 22
 _LONGEST_HANDSHAKE = 5.0  # seconds for which somebody who calls and says nothing keeps others waiting
 _RETRY = 0.2
+# To look again and again for so long costs less than to fall asleep and be woken, where a peer has a core of its own.
+_AWAKE_S = 3e-4 if usable_cores() > 1 else 0.0
 
 Address = tuple[str, int]
 """Host and port."""
@@ -115,6 +118,8 @@ class Channel:
     ) -> None:
         self.peer, self._inbound, self._outbound = peer, inbound, outbound
         self._line = Line(network) if network else None
+        self._arrivals = select.poll()
+        self._arrivals.register(inbound, select.POLLIN)
         self.bytes_sent = self.bytes_received = self.rounds = 0
 
     def send(self, data: bytes | memoryview) -> None:
@@ -161,9 +166,7 @@ class Channel:
 
     def has_message(self) -> bool:
         """Whether something has come that was not received yet, or the peer is gone."""
-        poll = select.poll()
-        poll.register(self._inbound, select.POLLIN)
-        return bool(self._inbound.pending() or poll.poll(0))
+        return bool(self._inbound.pending() or self._arrivals.poll(0))
 
     def wait_forever(self) -> None:
         """Set no time limit for the peer: it may have nothing to say for hours."""
@@ -214,6 +217,9 @@ class Channel:
         """Fill a buffer until it holds so many bytes, or more; returns how many."""
         try:
             while there < wanted:
+                asleep = time.perf_counter() + _AWAKE_S
+                while not self.has_message() and time.perf_counter() < asleep:
+                    pass
                 got = self._inbound.recv_into(buffer[there:])
                 if not got:
                     raise lost(self.peer, "closed the connection")
