@@ -23,7 +23,8 @@ def decrypt(
     interface, half = roles.read_client_half(bundle)
     keys = read_keys(secret, None, half)
     backend = backends.load(interface.protocol)
-    replies = roles.read_parties(reply, backend.parties, "--reply")
+    client = backend.client(half)
+    replies = roles.read_parties(reply, getattr(client, "parties", backend.parties), "--reply")
     with console.phase("decrypt", json):
-        values = backend.client(half).decrypt(replies, keys)
+        values = client.decrypt(replies, keys)
     outputs.show(interface.dequantize(values), roles.summary(interface), out, json)

@@ -1,4 +1,4 @@
-"""`secure-infer party`: one role of a two-party protocol, on a host of its own."""
+"""`secure-infer party`: one role of a protocol of several parties, on a host of its own."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ if TYPE_CHECKING:
 
 _CERTIFICATE, _KEY = "tls.pem", "tls.key"
 _TIMEOUT = 60.0
-_LISTENERS = {"a": "party 0", "dealer": "dealer"}
-"""Roles that others call, and under which name."""
 
 
 def party(
     *,
-    role: Annotated[str, typer.Option(envvar="SECURE_INFER_ROLE", help="a, b or dealer.")],
+    role: Annotated[str, typer.Option(envvar="SECURE_INFER_ROLE", help="a, b, c or dealer.")],
     folder: Annotated[Path, typer.Option(envvar="SECURE_INFER_FOLDER", help="Made by `provision`.")],
     config: Annotated[Path | None, typer.Option(help="protocol.toml, for addresses that are not given.")] = None,
     listen: Annotated[str, typer.Option(envvar="SECURE_INFER_LISTEN", help="host:port for the other roles.")] = "",
     party_a: Annotated[str, typer.Option(envvar="SECURE_INFER_PARTY_A", help="host:port of party a.")] = "",
+    party_b: Annotated[str, typer.Option(envvar="SECURE_INFER_PARTY_B", help="host:port of party b, for c.")] = "",
     dealer: Annotated[str, typer.Option(envvar="SECURE_INFER_DEALER", help="host:port of the dealer.")] = "",
     http: Annotated[str, typer.Option(envvar="SECURE_INFER_HTTP", help="host:port for clients.")] = "",
     store: Annotated[Path | None, typer.Option(envvar="SECURE_INFER_STORE", help="As of `serve`.")] = None,
@@ -45,7 +44,7 @@ def party(
     insecure: Annotated[bool, typer.Option("--insecure", help="Permit plain HTTP to other machines.")] = False,
     json: console.Json = False,
 ) -> None:
-    """Run party a, party b or the dealer of an MPC model until SIGTERM or Ctrl-C. In any order: they find one another.
+    """Run a party or the dealer of an MPC model until SIGTERM or Ctrl-C. In any order: they find one another.
 
     For TLS to clients, the folder holds tls.pem and tls.key; clients need tokens made with `secure-infer token`.
     """
@@ -54,7 +53,7 @@ def party(
         raise UsageError("There is no such role.", [Problem("--role", f"{role!r} is none of {known}.", "correct it.")])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     known_places = _configured(config)
-    given = {"a": listen if role == "a" else party_a, "dealer": listen if role == "dealer" else dealer}
+    given = {"a": party_a, "b": party_b, "dealer": dealer, role: listen}
     seat = _seat(role, folder, given, known_places, ahead, without_dealer)
     if role == "dealer":
         _deal(seat, folder, known_places, json)
@@ -102,13 +101,14 @@ def _seat(
     except ModuleNotFoundError as error:
         raise missing_extra("mpc", "mpc", error.name or "crypten") from error
     identity, peers = party_files.read_identity(folder)
-    places = {short: given[short] or known.get(short, "") for short in _LISTENERS}
+    places = {short: given.get(short) or known.get(short, "") for short in ROLES}
     addresses = {ROLES[short]: _address(short, text) for short, text in places.items() if text}
     mine = addresses.pop(ROLES[role], ("127.0.0.1", 0))
-    if role in _LISTENERS and mine[1] == 0:
+    parties, dealt = party_files.roles_of(folder, ROLES[role], peers)
+    if role != list(ROLES)[parties - 1] and mine[1] == 0:
         problem = Problem("--listen", "The other roles would not find it.", "give host:port, or --config.")
         raise UsageError(f"The {ROLES[role]} has to listen somewhere.", [problem])
-    return Seat(ROLES[role], identity, peers, addresses, mine, folder.resolve(), ahead, without_dealer)
+    return Seat(ROLES[role], identity, peers, addresses, mine, folder.resolve(), ahead, without_dealer, parties, dealt)
 
 
 def _address(option: str, text: str) -> tuple[str, int]:
@@ -129,7 +129,7 @@ def _deal(seat: Seat, folder: Path, known: Mapping[str, str], as_json: bool) -> 
     _announce({"role": "dealer", "listens": f"{seat.listen[0]}:{seat.listen[1]}"}, as_json)
     while True:
         timeout = float(known.get("timeout", _TIMEOUT))
-        ended = deal_once(seat, timeout, backend.deal, lambda: log.info("both parties are connected"))
+        ended = deal_once(seat, timeout, backend.deal, lambda: log.info("all parties are connected"))
         if str(ended) != last:
             log.warning("%s", ended.summary)
         last = str(ended)

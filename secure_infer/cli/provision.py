@@ -16,13 +16,13 @@ def provision(
     *,
     bundle: Annotated[Path | None, typer.Argument(help="Bundle of a protocol with several parties.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to make; with --role, the folder of that role.")],
-    role: Annotated[str, typer.Option(help="Make the identity of this role alone: a, b or dealer.")] = "",
+    role: Annotated[str, typer.Option(help="Make the identity of this role alone: a, b, c or dealer.")] = "",
     days: Annotated[float, typer.Option(help="How long certificates are good for.", min=1, max=3650)] = 365,
     json: console.Json = False,
 ) -> None:
     """Make a folder for each role: its key and certificate, the others' certificates, its half of the model.
 
-    Where nobody may see all three keys, each role runs this with --role on its own host and sends out identity.pem.
+    Where nobody may see all keys, each role runs this with --role on its own host and sends out identity.pem.
     """
     if role:
         certificate = party_files.make_identity(out, _known(role), days)

@@ -105,6 +105,6 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     statistics = found["statistics"][0]
     if "bytes_sent" in statistics:
         rounds, count = int(statistics["rounds"]), console.size(statistics["bytes_sent"])
-        notes.append(f"The two parties exchanged {rounds} messages for one input; each sent {count}, all of it masked.")
+        notes.append(f"The parties exchanged {rounds} messages for one input; each sent {count}, all of it masked.")
     notes.append(f"Against: {found['guarantee']['adversary']}.")
     return notes

@@ -1,4 +1,4 @@
-"""Starts the server side of a bundle: one server, or two parties and a dealer, each a process with TLS and tokens."""
+"""Starts the server side of a bundle: one server, or parties and a dealer, each a process with TLS and tokens."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def start(roles: Roles, folder: Path, bundle: Path, parties: int, threads: int =
     if parties == 1:
         served = _one(roles, folder, bundle, authority, ca, threads)
     else:
-        served = _two(roles, folder, bundle, authority, ca)
+        served = _several(roles, folder, bundle, authority, ca)
     _await(roles, served)
     return served
 
@@ -77,24 +77,26 @@ def _one(roles: Roles, folder: Path, bundle: Path, authority: Authority, ca: Pat
     return Served(("server",), (url,), (token,), ca, {"server": place})
 
 
-def _two(roles: Roles, folder: Path, bundle: Path, authority: Authority, ca: Path) -> Served:
+def _several(roles: Roles, folder: Path, bundle: Path, authority: Authority, ca: Path) -> Served:
     from secure_infer.serve.party_files import ROLES, provision
 
     places = provision(bundle, folder)
-    tokens = tuple(_prepared(places[short], authority) for short in ("a", "b"))
-    meeting = {short: f"127.0.0.1:{_free_port()}" for short in ("a", "dealer")}
+    parties = [short for short in places if short != "dealer"]
+    tokens = tuple(_prepared(places[short], authority) for short in parties)
+    meeting = {short: f"127.0.0.1:{_free_port()}" for short in places if short != parties[-1]}
+    told = {"a": "--party-a", "b": "--party-b", "dealer": "--dealer"}
     started: dict[str, Role] = {}
-    for short in ("dealer", "a", "b"):
+    for short in sorted(places, reverse=True):
         words: list[object] = ["party", "--role", short, "--folder", ".", "--json"]
         words += ["--listen", meeting[short]] if short in meeting else []
-        words += ["--party-a", meeting["a"]] if short == "b" else []
         if short != "dealer":
-            words += ["--dealer", meeting["dealer"], "--http", "127.0.0.1:0", "--store", _STORE, "--name", MODEL]
+            words += [word for other, place in meeting.items() if other != short for word in (told[other], place)]
+            words += ["--http", "127.0.0.1:0", "--store", _STORE, "--name", MODEL]
         started[short] = roles.start(ROLES[short], places[short], *words)
     deadline = time.monotonic() + START_SECONDS
-    urls = tuple(str(started[short].announced(deadline)["url"]) for short in ("a", "b"))
+    urls = tuple(str(started[short].announced(deadline)["url"]) for short in parties)
     folders = {ROLES[short]: place for short, place in places.items()}
-    return Served((ROLES["a"], ROLES["b"]), urls, tokens, ca, folders)
+    return Served(tuple(ROLES[short] for short in parties), urls, tokens, ca, folders)
 
 
 def _prepared(place: Path, authority: Authority) -> str:

@@ -1,4 +1,4 @@
-"""Runs the jobs of one MPC party whose peers were started elsewhere: party 0 proposes the next one, party 1 chooses."""
+"""Runs the jobs of one MPC party whose peers were started elsewhere: party 0 proposes the next one, others choose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secure_infer.backends import load
 from secure_infer.backends.parties import messages
 from secure_infer.backends.parties.meeting import LONGEST_PROPOSAL, is_session, name_of
 from secure_infer.backends.parties.messages import QUERY
-from secure_infer.backends.parties.seam import PARTY_NAMES, TwoParties
+from secure_infer.backends.parties.seam import SeveralParties
 from secure_infer.backends.parties.standing import Link, Seat
 from secure_infer.backends.parties.worker import Worker
 from secure_infer.errors import LimitExceeded, Problem, ProtocolError, SecureInferError, UsageError
@@ -27,14 +27,14 @@ from secure_infer.serve.party_files import PartyHalf
 from secure_infer.wire import frame
 
 _LOG = logging.getLogger(__name__)
-_PATIENCE = 0.05  # seconds that party 1 looks for a proposed query before it declines
+_PATIENCE = 0.05  # seconds that a party looks for a proposed query before it declines
 _PAUSE = 0.5  # seconds between two attempts to connect
 _SIGNS_OF_LIFE = 4  # in the time limit of one message
 
 
 @dataclass(eq=False)
 class _Waiting:
-    """A job that waits for the other party to have its share as well."""
+    """A job that waits for the other parties to have their shares as well."""
 
     name: str
     job: Job
@@ -70,8 +70,8 @@ class PartyRunner:
     """
 
     def __init__(self, half: PartyHalf, seat: Seat, capacity: int = 64, threads: int | None = None) -> None:
-        self._half = cast(TwoParties, load(half.interface.protocol)).party_half(half.server, half.party)
-        if not self._half.setup.dealer:
+        self._half = cast(SeveralParties, load(half.interface.protocol)).party_half(half.server, half.party)
+        if self._half.setup.insecure:
             raise UsageError(
                 "This model is for development on one machine.",
                 [Problem("provider", "Its party 0 deals, and could read every input.", "compile it with the dealer.")],
@@ -82,7 +82,8 @@ class PartyRunner:
         self._trouble: SecureInferError | None = _not_connected(seat.role)
         self._worker: Worker | None = None
         self._counts: Counter[str] = Counter(busy=0, restarts=0)
-        self._refusals, self._refused = list[str](), OrderedDict[str, None]()  # here, and by the other party
+        self._refusals, self._refused = list[str](), OrderedDict[str, None]()  # here, and by another party
+        self._others = " or ".join(name for name in self._half.setup.party_names if name != seat.role)
         self._closing = False
         self._thread = threading.Thread(target=self._keep, name=seat.role, daemon=True)
 
@@ -92,12 +93,12 @@ class PartyRunner:
         return self
 
     async def run(self, job: Job) -> Done:
-        """Answer a share together with the other party, once that has the other share.
+        """Answer a share together with the other parties, once those have theirs.
 
         Raises:
             KeyMismatch, BundleError: Not a share of this model for this party.
             LimitExceeded: Too many wait.
-            ProtocolError: A role is gone, or the other party was not sent the same request in time.
+            ProtocolError: A role is gone, or another party was not sent the same request in time.
         """
         try:
             share = messages.unpack(job.message, QUERY, self._half.model, self._party, self._half.input_shape)
@@ -117,7 +118,7 @@ class PartyRunner:
         """Nothing: this protocol has no evaluation keys."""
 
     def status(self) -> Mapping[str, float]:
-        """Gauges; `connected` is 1 while all three roles are in touch."""
+        """Gauges; `connected` is 1 while all roles are in touch."""
         with self._changed:
             connected = float(self._trouble is None)
             return {"workers": connected, "connected": connected, "queued": len(self._waiting), **self._counts}
@@ -133,7 +134,7 @@ class PartyRunner:
         self._fail(ProtocolError("The party was stopped.", [Problem(self._seat.role, "It ended.", "start it again.")]))
 
     def _refuse(self, message: bytes) -> None:
-        """Have the other party told that it waits for a share that was refused here, if the share says for which."""
+        """Have the other parties told that they wait for a share that was refused here, if the share says for which."""
         with contextlib.suppress(SecureInferError):
             session = frame.unpack(message, QUERY).meta.get("session")
             if isinstance(session, str) and is_session(session):
@@ -159,9 +160,8 @@ class PartyRunner:
             entry.end(self._refusal())
 
     def _refusal(self) -> ProtocolError:
-        other = PARTY_NAMES[1 - self._party]
-        problem = Problem(other, "It can't use its share.", "send each party the message that was made for it.")
-        return ProtocolError(f"The {other} refused its share of this request.", [problem])
+        problem = Problem(self._others, "It can't use its share.", "send each party the message that was made for it.")
+        return ProtocolError(f"The {self._others} refused its share of this request.", [problem])
 
     def _admit(self, entry: _Waiting) -> None:
         with self._changed:
@@ -187,11 +187,10 @@ class PartyRunner:
                 del self._waiting[entry.name]
 
     def _unanswered(self, entry: _Waiting) -> ProtocolError:
-        other = PARTY_NAMES[1 - self._party]
         waited = f"It did not come to this request in {entry.job.seconds:g} s: it was not sent it, or is busy."
         return ProtocolError(
-            f"The {other} did not join in.",
-            [Problem(other, waited, "send both parties their shares at the same time, or ask again later.")],
+            f"The {self._others} did not join in.",
+            [Problem(self._others, waited, "send all parties their shares at the same time, or ask again later.")],
         )
 
     def _keep(self) -> None:
@@ -261,19 +260,21 @@ class PartyRunner:
     def _follow(self, link: Link) -> None:
         heard = link.call("hear").meta
         self._told(heard["refused"])
-        entry = self._first_of(heard["names"])
-        link.call("choose", {"chosen": entry.name if entry else "", "refused": self._tell()})
-        if entry:
-            self._evaluate(link, entry)
+        known = self._known_of(heard["names"])
+        answer = link.call("choose", {"waiting": list(known), "refused": self._tell()}).meta
+        self._told(answer["refused"])
+        if answer["chosen"]:
+            self._evaluate(link, known[answer["chosen"]])
 
-    def _first_of(self, names: Sequence[str]) -> _Waiting | None:
+    def _known_of(self, names: Sequence[str]) -> dict[str, _Waiting]:
+        """Those of some proposed queries that wait here, in the order of the proposal."""
         with self._changed:
             if names:
                 self._changed.wait_for(lambda: self._waiting.keys() & names, _PATIENCE)
-            return next((self._waiting[name] for name in names if name in self._waiting), None)
+            return {name: self._waiting[name] for name in names if name in self._waiting}
 
     def _evaluate(self, link: Link, entry: _Waiting) -> None:
-        """Run a job that the other party runs now; even if nobody waits for it any more, or the parties lose step."""
+        """Run a job that all parties run now; even if nobody waits for it any more, or the parties lose step."""
         self._drop(entry)
         queued = time.monotonic() - entry.since
         self._counts["busy"] = 1

@@ -1,4 +1,4 @@
-"""What one role of a two-party protocol keeps in its folder: identity, peers' certificates, its half of the model.
+"""What a role of a protocol of several parties keeps in its folder: identity, peers' certificates, half of the model.
 
 identity.key    private key, mode 0600; made where the role runs, and never copied
 identity.pem    its certificate, for the other roles
@@ -9,7 +9,7 @@ protocol        name of the protocol that the dealer deals for; `mpc` if it is a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -21,10 +21,10 @@ from secure_infer.wire import frame
 
 if TYPE_CHECKING:
     from secure_infer.backends.parties.channel import Identity
-    from secure_infer.backends.parties.seam import TwoParties
+    from secure_infer.backends.parties.seam import Setup, SeveralParties
 
-ROLES: Mapping[str, str] = {"a": "party 0", "b": "party 1", "dealer": "dealer"}
-"""Short names of the roles, in commands and file names."""
+ROLES: Mapping[str, str] = {"a": "party 0", "b": "party 1", "c": "party 2", "dealer": "dealer"}
+"""Short names of the roles, in commands and file names; most protocols have no third party."""
 KIND = "party-half"
 KEY, CERTIFICATE, PEERS, MODEL = "identity.key", "identity.pem", "peers", "model.party"
 PROTOCOL, DEFAULT_PROTOCOL = "protocol", "mpc"
@@ -110,24 +110,53 @@ def make_identity(folder: str | Path, role: str, days: float = 365) -> Path:
     return place / CERTIFICATE
 
 
+def setup_of(half: PartyHalf) -> Setup:
+    """How the roles of a model are started."""
+    backend = cast("SeveralParties", backends.load(half.interface.protocol))
+    return backend.party_half(half.server, half.party).setup
+
+
+def roles_of(folder: str | Path, role: str, peers: Collection[str]) -> tuple[int, bool]:
+    """How many parties there are, and whether there is a dealer, as a role can tell from its folder.
+
+    A party's model says so; the dealer, and a party without its model, go by the certificates that are pinned.
+
+    Args:
+        folder: The role's.
+        role: Its full name.
+        peers: Full names of the roles whose certificates are pinned.
+
+    Raises:
+        BundleError: The party's half is damaged.
+    """
+    path = Path(folder) / MODEL
+    if role != ROLES["dealer"] and path.exists():
+        setup = setup_of(PartyHalf.unpack(files.read(path)))
+        return setup.parties, setup.dealer
+    return (3 if ROLES["c"] in {role, *peers} else 2), True
+
+
 def provision(path: str | Path, out: str | Path, days: float = 365) -> dict[str, Path]:
     """Make all roles' folders below `out`, each with what that role may have: for trials, and to be copied apart.
 
-    Whoever runs this sees all three keys; where that matters, each role makes its identity on its own host.
+    Whoever runs this sees all keys; where that matters, each role makes its identity on its own host.
     """
-    places = {role: Path(out) / role for role in ROLES}
+    halves = split(path)
+    names = setup_of(halves[0]).names
+    places = {role: Path(out) / role for role, name in ROLES.items() if name in names}
     certificates = {role: files.read(make_identity(place, role, days)) for role, place in places.items()}
     for role, place in places.items():
         for other, certificate in certificates.items():
             if other != role:
                 files.write(place / PEERS / f"{other}.pem", certificate)
-    for half in split(path):
+    for half in halves:
         files.write(places[list(ROLES)[half.party]] / MODEL, half.pack())
-        files.write(places["dealer"] / PROTOCOL, half.interface.protocol.encode())
+    if "dealer" in places:
+        files.write(places["dealer"] / PROTOCOL, halves[0].interface.protocol.encode())
     return places
 
 
-def read_protocol(folder: str | Path) -> TwoParties:
+def read_protocol(folder: str | Path) -> SeveralParties:
     """The protocol that the dealer of this folder deals for.
 
     Raises:
@@ -137,9 +166,9 @@ def read_protocol(folder: str | Path) -> TwoParties:
     name = files.read(path).decode(errors="replace").strip() if path.exists() else DEFAULT_PROTOCOL
     backend = backends.load(name)
     if not hasattr(backend, "deal"):
-        problem = Problem(str(path), f"{name} has no dealer.", "name a protocol of two parties.")
+        problem = Problem(str(path), f"{name} has no dealer.", "name a protocol that has one.")
         raise UsageError("There is nothing to deal.", [problem])
-    return cast("TwoParties", backend)
+    return cast("SeveralParties", backend)
 
 
 def read_identity(folder: str | Path) -> tuple[Identity, dict[str, bytes]]:

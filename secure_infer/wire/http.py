@@ -22,7 +22,7 @@ from secure_infer.errors import (
 )
 from secure_infer.wire.access import Access, checked, library, settings
 from secure_infer.wire.talk import Answered, Call, Flow, Lost, Pause, Progress, Reply, Talk
-from secure_infer.wire.transport import Answer
+from secure_infer.wire.transport import Answer, merged
 
 if TYPE_CHECKING:
     import httpx2
@@ -292,9 +292,6 @@ def _answer(parties: Sequence[Answered], wall_s: float) -> Answer:
     told = slowest.server_s
     phases = {"upload": slowest.upload_s, **{name: told[name] for name in ("queue", "load", "run")}}
     phases["transfer"] = max(0.0, wall_s - sum(phases.values()))
-    statistics: dict[str, float] = {}
-    for party in parties:
-        for name, value in party.statistics.items():
-            statistics[name] = max(statistics.get(name, 0), value)
+    statistics = merged([party.statistics for party in parties])
     cpu_s = sum(party.server_s["cpu"] for party in parties)
     return Answer(tuple(party.reply for party in parties), wall_s, cpu_s, statistics, phases)

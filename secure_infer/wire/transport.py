@@ -134,11 +134,18 @@ class InProcess:
         return time.process_time() + sum(getattr(party, "cpu_seconds", float)() for party in self._parties)
 
     def _statistics(self) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for party in self._parties:
-            for name, value in getattr(party, "statistics", {}).items():
-                merged[name] = max(merged.get(name, 0), value)
-        return merged
+        return merged([getattr(party, "statistics", {}) for party in self._parties])
+
+
+def merged(parties: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What several parties counted as one: the most, but for the bytes between them, which is what all have sent."""
+    found: dict[str, float] = {}
+    for counted in parties:
+        for name, value in counted.items():
+            found[name] = max(found.get(name, 0), value)
+    if all("bytes_sent" in counted for counted in parties):
+        found["bytes_between_parties"] = sum(counted["bytes_sent"] for counted in parties)
+    return found
 
 
 def _here(act: Any, *arguments: Any) -> Future[Any]:

@@ -26,7 +26,7 @@ def test_an_identity_for_one_role(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_what_can_not_be_provisioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = seeds.save(tmp_path / "one.bundle")
     for words, said in (
-        (["--role", "c", "--out", tmp_path], "none of a, b, dealer"),
+        (["--role", "d", "--out", tmp_path], "none of a, b, c, dealer"),
         (["--out", tmp_path], "BUNDLE"),
         ([one, "--out", tmp_path / "roles"], "for one server"),
     ):
@@ -40,7 +40,7 @@ def test_a_role_says_all_that_it_lacks(tmp_path: Path, capsys: pytest.CaptureFix
     broken = tmp_path / "protocol.toml"
     broken.write_text("roles = 3")
     for words, said in (
-        (["--role", "c", "--folder", tmp_path], ["none of a, b, dealer"]),
+        (["--role", "d", "--folder", tmp_path], ["none of a, b, c, dealer"]),
         (["--role", "a", "--folder", tmp_path], ["identity.key"]),
         (["--role", "b", "--folder", tmp_path / "b", "--config", broken], ["protocol.toml"]),
         (["--role", "b", "--folder", tmp_path / "b"], ["party 0", "dealer", "certificate", "address"]),

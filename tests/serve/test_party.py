@@ -73,7 +73,8 @@ class Trio:
         addresses = {name: ("127.0.0.1", free_port()) for name in ("party 0", "dealer")}
         self.folders, self.capacity = folders, capacity
         self.seats = {}
-        for short, role in ROLES.items():
+        for short in folders:
+            role = ROLES[short]
             identity, peers = read_identity(folders[short])
             listen = addresses.get(role, ("127.0.0.1", 0))
             self.seats[short] = Seat(role, identity, peers, addresses, listen)
@@ -255,7 +256,7 @@ def test_a_folder_holds_what_its_role_may_have(folders: dict[str, Path]) -> None
     keys = {role: (place / "identity.key").read_bytes() for role, place in folders.items()}
     for role, place in folders.items():
         found = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
-        peers = {f"peers/{other}.pem" for other in ROLES if other != role}
+        peers = {f"peers/{other}.pem" for other in folders if other != role}
         assert set(found) == {"identity.key", "identity.pem", *peers} | (
             {"protocol" if role == "dealer" else "model.party"}
         )

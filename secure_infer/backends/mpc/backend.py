@@ -13,7 +13,7 @@ from secure_infer.backends.base import Guarantee, Program, require_supported
 from secure_infer.backends.mpc.cost import cost
 from secure_infer.backends.mpc.plan import DEALER, FIRST_PARTY, Plan, plan
 from secure_infer.backends.parties.client import PARTIES, ClientHalf, SharingClient
-from secure_infer.backends.parties.halves import parts_of, unpack_both
+from secure_infer.backends.parties.halves import parts_of, unpack_all
 from secure_infer.backends.parties.seam import Half, Setup
 from secure_infer.errors import BundleError, Problem, UnsupportedNetwork, UsageError, missing_extra
 from secure_infer.graph import OPS, Polynomial, interpret, store
@@ -139,7 +139,9 @@ class MpcBackend:
 
 def setup(provider: str, timeout: float) -> Setup:
     """How the processes of a session are started."""
-    return Setup("secure_infer.backends.mpc.party", timeout, dealer=provider == DEALER)
+    return Setup(
+        "secure_infer.backends.mpc.party", timeout, dealer=provider == DEALER, insecure=provider == FIRST_PARTY
+    )
 
 
 def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Plan]:
@@ -148,7 +150,7 @@ def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Pla
     Raises:
         BundleError: Not two halves of one model, weights in the half of party 1, or weights that do not fit the plan.
     """
-    return unpack_both(halves, KIND, unpack_half)
+    return unpack_all(halves, KIND, unpack_half)
 
 
 def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class CrypTenParty(Party):
     """Party 0 or 1, with CrypTen's protocols."""
 
-    def __init__(self, rank: int, peer: Channel, dealer: Channel | None, threads: int) -> None:
-        super().__init__(rank, peer, dealer)
+    def __init__(self, rank: int, peers: Mapping[int, Channel], dealer: Channel | None, threads: int) -> None:
+        super().__init__(rank, peers, dealer)
+        (self._peer,) = peers.values()
         self._source: Source | None = None
         self._protocols = self._start(dealer, threads)
         self._evaluator: Evaluator | None = None
@@ -114,19 +115,21 @@ class CrypTenParty(Party):
 
 def deal(channels: Mapping[str, Channel], ready: Callable[[], None], folder: Path | None = None) -> NoReturn:
     """Be the dealer until party 0 is gone, which is a ProtocolError."""
-    keys = {name: fresh_key() for name in PARTY_NAMES}
+    keys = {name: fresh_key() for name in channels}
     for name, key in keys.items():
         channels[name].send(key)
     ready()
     channels[PARTY_NAMES[0]].wait_forever()
-    serve(Dealer([Stream(keys[name]) for name in PARTY_NAMES]), channels[PARTY_NAMES[0]])
+    serve(Dealer([Stream(key) for key in keys.values()]), channels[PARTY_NAMES[0]])
 
 
 def main() -> None:
     """Serve one role until standard input ends."""
 
-    def sit(rank: int, peer: Channel, dealer: Channel | None, threads: int, settings: Mapping[str, Any]) -> Party:
-        return CrypTenParty(rank, peer, dealer, threads)
+    def sit(
+        rank: int, peers: Mapping[int, Channel], dealer: Channel | None, threads: int, settings: Mapping[str, Any]
+    ) -> Party:
+        return CrypTenParty(rank, peers, dealer, threads)
 
     process.main(sit, deal)
 

@@ -16,7 +16,7 @@ from secure_infer.backends.mpc_fss.lower import Fusing, lower
 from secure_infer.backends.mpc_fss.plan import MODES, OUTSOURCED, OWNER, Plan
 from secure_infer.backends.mpc_fss.secrets import masked_bytes, shares, split
 from secure_infer.backends.parties.client import PARTIES, ClientHalf, SharingClient
-from secure_infer.backends.parties.halves import parts_of, unpack_both
+from secure_infer.backends.parties.halves import parts_of, unpack_all
 from secure_infer.backends.parties.seam import Half, Setup
 from secure_infer.errors import Problem, UsageError, missing_extra
 from secure_infer.graph import OPS, interpret
@@ -156,7 +156,7 @@ def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Pla
     Raises:
         BundleError: Not two halves of one model.
     """
-    return unpack_both(halves, KIND, unpack_half)
+    return unpack_all(halves, KIND, unpack_half)
 
 
 def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:

@@ -30,7 +30,6 @@ from secure_infer.backends.parties import process
 from secure_infer.backends.parties.channel import Channel, lost
 from secure_infer.backends.parties.messages import Share
 from secure_infer.backends.parties.party import Answer, Party, different_models
-from secure_infer.backends.parties.seam import PARTY_NAMES
 from secure_infer.backends.parties.streams import KEY_BYTES, fresh_key
 from secure_infer.errors import Problem, ProtocolError, UsageError
 from secure_infer.graph.types import Integers, Shape
@@ -48,7 +47,7 @@ class FssParty(Party):
 
     Args:
         rank: 0 or 1.
-        peer: The channel to the other party.
+        peers: The channel to the other party, by its number.
         dealer: The channel to the dealer; None if this party does without it, on its stock.
         folder: Where its stock is kept; None for memory alone.
         ahead: Inferences to keep in stock; what the plan says if None.
@@ -60,10 +59,16 @@ class FssParty(Party):
     meeting_rounds = meeting_bytes = 0
 
     def __init__(
-        self, rank: int, peer: Channel, dealer: Channel | None, folder: Path | None = None, ahead: int | None = None
+        self,
+        rank: int,
+        peers: Mapping[int, Channel],
+        dealer: Channel | None,
+        folder: Path | None = None,
+        ahead: int | None = None,
     ) -> None:
-        super().__init__(rank, peer, dealer)
-        self._dealer, self._folder, self._ahead = dealer, folder, ahead
+        super().__init__(rank, peers, dealer)
+        (self._peer,) = peers.values()
+        self._folder, self._ahead = folder, ahead
         self._evaluator: Evaluator | None = None
         self._stock: Stock | None = None
         self._trouble: ProtocolError | None = None
@@ -202,7 +207,7 @@ class FssParty(Party):
 
 def deal(channels: Mapping[str, Channel], ready: Callable[[], None], folder: Path | None = None) -> NoReturn:
     """Be the dealer until a party is gone, which is a ProtocolError."""
-    first, second = (channels[name] for name in PARTY_NAMES)
+    first, second = channels.values()
     ready()
     for channel in (first, second):
         channel.wait_forever()
@@ -288,9 +293,11 @@ def _seconds(act: Callable[[], object], repeats: int) -> float:
 def main() -> None:
     """Serve one role until standard input ends."""
 
-    def sit(rank: int, peer: Channel, dealer: Channel | None, threads: int, settings: Mapping[str, Any]) -> Party:
+    def sit(
+        rank: int, peers: Mapping[int, Channel], dealer: Channel | None, threads: int, settings: Mapping[str, Any]
+    ) -> Party:
         folder = settings.get("folder")
-        return FssParty(rank, peer, dealer, Path(folder) if folder else None, settings.get("ahead"))
+        return FssParty(rank, peers, dealer, Path(folder) if folder else None, settings.get("ahead"))
 
     process.main(sit, deal)
 

@@ -17,7 +17,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,18 +138,26 @@ class Channel:
 
     def exchange(self, data: bytes | memoryview, size: int | None = None) -> memoryview:
         """Send one message and receive another, at the same time: one round."""
+        return self.start_exchange(data)(size)
+
+    def start_exchange(self, data: bytes | memoryview) -> Callable[[int | None], memoryview]:
+        """Send one message; what is returned receives another, of a known size or any, in the same round."""
         self.rounds += 1
         if len(data) <= _SMALL or self._inbound is self._outbound:
             self._send(data)
-            return self._receive(size)
+            return self._receive
         failures: list[ProtocolError] = []
         sender = threading.Thread(target=self._send_or_note, args=(data, failures), daemon=True)
         sender.start()
-        received = self._receive(size)
-        sender.join()
-        if failures:
-            raise failures[0]
-        return received
+
+        def receive(size: int | None) -> memoryview:
+            received = self._receive(size)
+            sender.join()
+            if failures:
+                raise failures[0]
+            return received
+
+        return receive
 
     def send_words(self, values: Integers) -> None:
         """Send an int64 array as one message."""
@@ -232,6 +240,15 @@ class Channel:
         if isinstance(error, TimeoutError):
             return lost(self.peer, f"was silent for {self._inbound.gettimeout():g} s")
         return lost(self.peer, "closed the connection")
+
+
+def exchange_all(channels: Sequence[Channel], data: bytes | memoryview, size: int | None = None) -> list[memoryview]:
+    """Send one message to each of several peers and receive another from each, all at the same time: one round.
+
+    Raises:
+        ProtocolError: A peer is gone, silent, or sends another size.
+    """
+    return [receive(size) for receive in [channel.start_exchange(data) for channel in channels]]
 
 
 class Gate:

@@ -1,4 +1,4 @@
-"""The client: splits its input into two random shares, and adds the two replies. It needs no crypto library."""
+"""The client: splits its input into random shares, one a party, and adds the replies. It needs no crypto library."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from secure_infer.graph.types import Integers, Shape
 from secure_infer.wire import frame
 
 PARTIES = 2
+MOST_PARTIES = 3
 RINGS = (16, 32, 64)
 
 
@@ -32,6 +33,7 @@ class ClientHalf:
         high: Greatest input.
         output_shape: Shape of one result.
         ring_bits: Replies are added modulo two to this power.
+        parties: How many get a share each.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class ClientHalf:
     high: int
     output_shape: Shape
     ring_bits: int = 64
+    parties: int = PARTIES
 
     def pack(self) -> bytes:
         """The half as a frame."""
@@ -54,6 +57,7 @@ class ClientHalf:
                 "high": self.high,
                 "output_shape": self.output_shape,
                 **({} if self.ring_bits == RINGS[-1] else {"ring_bits": self.ring_bits}),
+                **({} if self.parties == PARTIES else {"parties": self.parties}),
             },
         )
 
@@ -67,10 +71,11 @@ class ClientHalf:
         meta: Any = frame.unpack(data, kind).meta
         try:
             shapes = [tuple(int(size) for size in meta[key]) for key in ("input_shape", "output_shape")]
-            bits = int(meta.get("ring_bits", 64))
-            if bits not in RINGS:
-                raise ValueError(f"there is no ring of {bits} bits")
-            return cls(kind, str(meta["model"]), shapes[0], int(meta["low"]), int(meta["high"]), shapes[1], bits)
+            bits, parties = int(meta.get("ring_bits", 64)), int(meta.get("parties", PARTIES))
+            if bits not in RINGS or not PARTIES <= parties <= MOST_PARTIES:
+                raise ValueError(f"there is no ring of {bits} bits, or no sharing among {parties}")
+            ends = int(meta["low"]), int(meta["high"])
+            return cls(kind, str(meta["model"]), shapes[0], *ends, shapes[1], bits, parties)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(
                 "The client half is malformed.",
@@ -79,17 +84,21 @@ class ClientHalf:
 
 
 class SharingClient:
-    """The client of a two-party protocol; it has no keys, since every query is masked afresh."""
+    """The client of a protocol of several parties; it has no keys, since every query is masked afresh.
+
+    Attributes:
+        parties: How many messages and replies a query has.
+    """
 
     def __init__(self, half: ClientHalf) -> None:
-        self._half = half
+        self._half, self.parties = half, half.parties
 
     def keygen(self) -> Keys:
         """Empty keys: nothing secret outlives a query."""
         return Keys(b"", b"")
 
     def encrypt(self, x: Integers, keys: Keys) -> tuple[bytes, ...]:
-        """Two messages, for party 0 and party 1: a uniformly random array, and `x` minus it modulo 2^64.
+        """A message for each party: uniformly random arrays, and for the last party `x` minus them modulo 2^64.
 
         Args:
             x: Integers, shape `(n, *input shape)`, n at least one.
@@ -99,33 +108,34 @@ class SharingClient:
             InvalidInput: A wrong shape or type, an empty batch, or values out of range.
         """
         values = self._checked(np.asarray(x))
-        mask = np.frombuffer(os.urandom(8 * values.size), dtype=np.int64).reshape(values.shape)
+        drawn = os.urandom(8 * values.size * (self.parties - 1))
+        masks = np.frombuffer(drawn, dtype=np.int64).reshape(-1, *values.shape)
         session = os.urandom(16).hex()
-        shares = (mask, values - mask)
+        shares = (*masks, values - masks.sum(axis=0))
         return tuple(Share(self._half.model, session, party, share).pack(QUERY) for party, share in enumerate(shares))
 
     def decrypt(self, replies: Sequence[bytes], keys: Keys) -> Integers:
         """The sum of the replies modulo `2**ring_bits`, as signed numbers: int64, shape `(n, *output shape)`.
 
         Raises:
-            DecryptionError: Not the two replies to one query of this model.
+            DecryptionError: Not the replies of all parties to one query of this model.
         """
-        if len(replies) != PARTIES:
-            raise _undecryptable(f"Expected {PARTIES} replies, got {len(replies)}.")
+        if len(replies) != self.parties:
+            raise _undecryptable(f"Expected {self.parties} replies, got {len(replies)}.")
         half = self._half
         try:
-            first, second = (
+            first, *others = (
                 messages.unpack(reply, REPLY, half.model, party, half.output_shape)
                 for party, reply in enumerate(replies)
             )
         except (BundleError, KeyMismatch) as error:
             raise DecryptionError("A reply can't be read.", error.problems) from error
-        if first.session != second.session or first.values.shape != second.values.shape:
+        if any((first.session, first.values.shape) != (other.session, other.values.shape) for other in others):
             raise _undecryptable("The replies answer different queries.")
-        if first.run != second.run:
+        if any(first.run != other.run for other in others):
             raise _undecryptable("The replies come from different runs of the query.")
-        spare = 64 - half.ring_bits
-        return np.asarray(((first.values + second.values) << spare) >> spare)
+        spare, total = 64 - half.ring_bits, sum((other.values for other in others), first.values)
+        return np.asarray((total << spare) >> spare)
 
     def _checked(self, x: Integers) -> Integers:
         half, problems = self._half, []
@@ -155,5 +165,5 @@ class SharingClient:
 def _undecryptable(what: str) -> DecryptionError:
     return DecryptionError(
         "The replies do not decrypt.",
-        [Problem("reply", what, "pass the reply of party 0, then that of party 1, to one and the same query.")],
+        [Problem("reply", what, "pass the replies of all parties, in their order, to one and the same query.")],
     )

@@ -1,4 +1,4 @@
-"""Server halves of two parties, and the plan in them: what every protocol checks alike before it loads them."""
+"""Server halves of several parties, and the plan in them: what every protocol checks alike before it loads them."""
 
 from __future__ import annotations
 
@@ -15,28 +15,35 @@ Parts = tuple[bytes, ...]
 """Of a half; the first is the plan."""
 
 
-def unpack_both(
-    halves: Sequence[bytes], kind: str, unpack: Callable[[bytes, int], tuple[Parts, _Plan]]
+def unpack_all(
+    halves: Sequence[bytes],
+    kind: str,
+    unpack: Callable[[bytes, int], tuple[Parts, _Plan]],
+    parties: Callable[[_Plan], int] = lambda _: PARTIES,
 ) -> tuple[list[Parts], _Plan]:
-    """The parts of both halves, and the plan they share.
+    """The parts of all halves, and the plan they share.
 
     Args:
-        halves: Of party 0 and party 1.
+        halves: Of all parties, in order.
         kind: What their frames are called.
         unpack: One party's half, and its number, to its parts and its plan.
+        parties: How many parties a plan is for.
 
     Raises:
-        BundleError: Not two halves of one model, or one that `unpack` refuses.
+        BundleError: Not the halves of one model, or one that `unpack` refuses.
     """
-    if len(halves) != PARTIES:
-        raise BundleError(f"Expected {PARTIES} server halves, got {len(halves)}.")
-    (first, _), (second, plan) = (unpack(half, party) for party, half in enumerate(halves))
-    if first[0] != second[0]:
+    if not halves:
+        raise BundleError("Expected server halves, got none.")
+    first, plan = unpack(halves[0], 0)
+    if len(halves) != parties(plan):
+        raise BundleError(f"Expected {parties(plan)} server halves, got {len(halves)}.")
+    others = [unpack(half, party)[0] for party, half in enumerate(halves) if party]
+    if any(other[0] != first[0] for other in others):
         raise BundleError(
             "The halves belong to different models.",
             [Problem(kind, "Their plans differ.", "use the halves of one bundle.")],
         )
-    return [first, second], plan
+    return [first, *others], plan
 
 
 def parts_of(half: bytes, kind: str, party: int, count: int) -> Parts:

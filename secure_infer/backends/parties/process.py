@@ -3,15 +3,16 @@
 Commands come in on standard input, answers go out on standard output, each a frame behind its length (8 bytes, little
 endian). Whatever a library prints goes to standard error. The process ends when its standard input does.
 
-    start    {role, peers, timeout, threads, listen, network, settings}; key, certificate, those of peers   ->  {port}
+    start    {role, parties, peers, timeout, threads, listen, network, settings}; key, certificate, those of peers
+                                                                                        ->  {port}
     connect  {addresses}                                                                ->  {}
     load     {}; the parts of the party's half                                          ->  {model, input_shape}
     a share, as the client sent it                         ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
     measure  {}                                                         ->  {primitive: seconds}
     ping     {}                                                         ->  {}
     propose  {names, refused}                                           ->  {chosen, refused}   party 0, see `meeting`
-    hear     {}                                                         ->  {names, refused}    party 1
-    choose   {chosen, refused}                                          ->  {}                  party 1
+    hear     {}                                                         ->  {names, refused}    every other party
+    choose   {waiting, refused}                                         ->  {chosen, refused}   every other party
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ from secure_infer.wire.frame import Frame
 
 COMMAND, ANSWER, FAILURE = "mpc-command", "mpc-answer", "mpc-failure"
 
-Sit = Callable[[int, Channel, Channel | None, int, Mapping[str, Any]], Party]
-"""Makes a party from its rank, its channels to the other party and to the dealer, its threads and its settings."""
+Sit = Callable[[int, Mapping[int, Channel], Channel | None, int, Mapping[str, Any]], Party]
+"""Makes a party from its number, its channels to the other parties (by number) and to the dealer, its threads and its
+settings."""
 Deal = Callable[[Mapping[str, Channel], Callable[[], None], Path | None], NoReturn]
-"""Is the dealer; see `seam.TwoParties.deal`."""
+"""Is the dealer; see `seam.SeveralParties.deal`."""
 
 
 def write_frame(pipe: BinaryIO, data: bytes) -> None:
@@ -56,22 +58,28 @@ def read_frame(pipe: BinaryIO) -> bytes:
 
 
 def connect(
-    role: str, gate: Gate, addresses: Mapping[str, Address], network: Network | None = None
+    role: str, gate: Gate, addresses: Mapping[str, Address], parties: int, network: Network | None = None
 ) -> dict[str, Channel]:
-    """Connect: party 0 listens for party 1, on a connection for each direction; the dealer listens for both."""
-    channels = {}
-    first, second = PARTY_NAMES
-    if role == first:
-        inbound, outbound = gate.accept(second), gate.accept(second)
-        channels[second] = Channel(second, inbound, outbound, network)
-    elif role == second:
-        outbound, inbound = gate.call(first, addresses[first]), gate.call(first, addresses[first])
-        channels[first] = Channel(first, inbound, outbound, network)
+    """Connect: a party calls those of lower numbers and listens for those of higher ones; the dealer listens for all.
+
+    Parties have a connection for each direction. Channels come in the order of parties, the dealer's last.
+    """
+    channels: dict[str, Channel] = {}
+    names = PARTY_NAMES[:parties]
     if role == DEALER_NAME:
-        for name in PARTY_NAMES:
+        for name in names:
             connection = gate.accept(name)
             channels[name] = Channel(name, connection, connection, network)
-    elif DEALER_NAME in addresses:
+        gate.close()
+        return channels
+    mine = names.index(role)
+    for name in names[:mine]:
+        outbound, inbound = gate.call(name, addresses[name]), gate.call(name, addresses[name])
+        channels[name] = Channel(name, inbound, outbound, network)
+    for name in names[mine + 1 :]:
+        inbound, outbound = gate.accept(name), gate.accept(name)
+        channels[name] = Channel(name, inbound, outbound, network)
+    if DEALER_NAME in addresses:
         connection = gate.call(DEALER_NAME, addresses[DEALER_NAME])
         channels[DEALER_NAME] = Channel(DEALER_NAME, connection, connection, network)
     gate.close()
@@ -126,12 +134,13 @@ def main(sit: Sit, deal: Deal) -> None:
         write_frame(answers, frame.pack(ANSWER, [], {"port": gate.port}))
         given = frame.unpack(read_frame(commands), COMMAND).meta["addresses"]
         network = NETWORKS[meta.get("network", LOOPBACK)]
-        channels = connect(role, gate, {name: (host, port) for name, (host, port) in given.items()}, network)
+        addresses = {name: (host, port) for name, (host, port) in given.items()}
+        channels = connect(role, gate, addresses, meta["parties"], network)
         if role == DEALER_NAME:
             deal(channels, lambda: write_frame(answers, frame.pack(ANSWER, [])), None)
-        rank = PARTY_NAMES.index(role)
-        peer, dealer = channels[PARTY_NAMES[1 - rank]], channels.get(DEALER_NAME)
-        party = sit(rank, peer, dealer, meta["threads"], meta["settings"])
+        dealer = channels.pop(DEALER_NAME, None)
+        reached = {PARTY_NAMES.index(name): channel for name, channel in channels.items()}
+        party = sit(PARTY_NAMES.index(role), reached, dealer, meta["threads"], meta["settings"])
     except SecureInferError as error:
         write_frame(answers, failure(error))
         return

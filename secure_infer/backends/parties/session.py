@@ -27,7 +27,7 @@ _GLANCE_S, _IDLE_SHARE = 0.1, 0.05
 
 
 class Session:
-    """Two parties and a dealer in processes of their own, connected and ready; models are loaded one after another.
+    """Parties and a dealer in processes of their own, connected and ready; models are loaded one after another.
 
     Args:
         setup: How the processes are started.
@@ -37,18 +37,18 @@ class Session:
     """
 
     def __init__(self, setup: Setup) -> None:
-        names = (*PARTY_NAMES, DEALER_NAME) if setup.dealer else PARTY_NAMES
-        threads = max(1, (os.cpu_count() or 1) // 2)
-        self.timeout = setup.timeout
+        threads = max(1, (os.cpu_count() or 1) // setup.parties)
+        self.timeout, self._parties = setup.timeout, setup.party_names
         self._workers: dict[str, Worker] = {}
-        self._pairs = Pairs(self.timeout, LONGEST_RUN * self.timeout, partial(_require_parties, self._workers))
+        alive = partial(_require, self._workers, self._parties)
+        self._pairs = Pairs(self.timeout, LONGEST_RUN * self.timeout, alive, setup.parties)
         self._model = ""
         self._input_shape: Shape = ()
         self.close = weakref.finalize(self, _end, self._workers)
         try:
-            for name in names:
+            for name in setup.names:
                 self._workers[name] = Worker(name, threads, setup.module)
-            self._start(setup, {name: new_identity(name) for name in names}, threads)
+            self._start(setup, {name: new_identity(name) for name in setup.names}, threads)
         except BaseException:
             self.close()
             raise
@@ -74,30 +74,37 @@ class Session:
             time.sleep(_GLANCE_S)
 
     def load(self, halves: Sequence[Sequence[bytes]]) -> None:
-        """Load a model: the parts of each party's half."""
-        for name, parts in zip(PARTY_NAMES, halves, strict=True):
+        """Load a model: the parts of each party's half.
+
+        Raises:
+            BundleError: Too few or too many halves.
+            ProtocolError: The parties were given halves of different models, or a process failed.
+        """
+        if len(halves) != len(self._parties):
+            raise BundleError(f"Expected {len(self._parties)} server halves, got {len(halves)}.")
+        for name, parts in zip(self._parties, halves, strict=True):
             self._worker(name).send("load", parts=parts)
-        loaded = self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)[PARTY_NAMES[0]].meta
+        loaded = self._gather(self._parties, LONGEST_RUN * self.timeout)[PARTY_NAMES[0]].meta
         self._model, self._input_shape = loaded.get("model", ""), tuple(loaded.get("input_shape", ()))
 
     def ask(self, party: int, message: bytes) -> Callable[[], Frame]:
-        """Give one party its share; both start when the other has its own.
+        """Give one party its share; all start when the others have theirs.
 
         Returns:
-            What waits for the party's answer. It raises a ProtocolError if the other party can't use its share, or if a
+            What waits for the party's answer. It raises a ProtocolError if another party can't use its share, or if a
             process or connection failed; it must be called.
 
         Raises:
-            BundleError, KeyMismatch: The party can't use its share; the other is told.
-            ProtocolError: The session is closed, the other party refused its share, or this query runs already.
+            BundleError, KeyMismatch: The party can't use its share; the others are told.
+            ProtocolError: The session is closed, another party refused its share, or this query runs already.
         """
         worker = self._worker(PARTY_NAMES[party])
         query, samples = self._checked(party, message)
         return partial(self._answer, worker, query, self._pairs.begin(query, party, samples, message, self._start_run))
 
-    def _answer(self, worker: Worker, query: str, both_work: Callable[[], None]) -> Frame:
+    def _answer(self, worker: Worker, query: str, all_work: Callable[[], None]) -> Frame:
         try:
-            both_work()
+            all_work()
             return worker.receive(LONGEST_RUN * self.timeout)
         except ProtocolError as error:
             raise self._explained(error) from error
@@ -120,26 +127,27 @@ class Session:
         self._worker(PARTY_NAMES[party]).pass_on(message)
 
     def measure(self) -> dict[str, float]:
-        """Seconds for one of each primitive, as party 0 sees it; and for an empty request to both parties."""
-        found = dict(self._ask_both("measure")[PARTY_NAMES[0]].meta)
+        """Seconds for one of each primitive, as party 0 sees it; and for an empty request to all parties."""
+        found = dict(self._ask_all("measure")[PARTY_NAMES[0]].meta)
         taken = []
         for _ in range(PINGS):
             time.sleep(PAUSE_S)
             started = time.perf_counter()
-            self._ask_both("ping")
+            self._ask_all("ping")
             taken.append(time.perf_counter() - started)
         return {**found, "requests": statistics.median(taken)}
 
-    def _ask_both(self, verb: str) -> dict[str, Frame]:
-        for name in PARTY_NAMES:
+    def _ask_all(self, verb: str) -> dict[str, Frame]:
+        for name in self._parties:
             self._worker(name).send(verb)
-        return self._gather(PARTY_NAMES, LONGEST_RUN * self.timeout)
+        return self._gather(self._parties, LONGEST_RUN * self.timeout)
 
     def _start(self, setup: Setup, identities: Mapping[str, Identity], threads: int) -> None:
         for name, worker in self._workers.items():
             peers = {other: identity.certificate for other, identity in identities.items() if other != name}
             meta = {
                 "role": name,
+                "parties": setup.parties,
                 "peers": list(peers),
                 "timeout": self.timeout,
                 "settings": dict(setup.settings),
@@ -194,8 +202,8 @@ class PartyRole:
     """One server party, as the caller sees it.
 
     Attributes:
-        statistics: Of the last run: rounds, bytes_sent (to the other party), bytes_between_parties (in both
-            directions), bytes_from_dealer (to this party), seconds, cpu_seconds (of the process), and
+        statistics: Of the last run: rounds, bytes_sent (to the other parties), bytes_between_parties (sent to them and
+            received from them), bytes_from_dealer (to this party), seconds, cpu_seconds (of the process), and
             dealer_total_seconds: CPU that the dealer's process has taken since it was started.
     """
 
@@ -209,7 +217,7 @@ class PartyRole:
         return self._cpu_seconds
 
     def run(self, message: bytes, evaluation: bytes) -> bytes:
-        """The reply to a share. Call it for both parties at the same time, each in a thread of its own.
+        """The reply to a share. Call it for all parties at the same time, each in a thread of its own.
 
         Raises:
             BundleError, KeyMismatch, ProtocolError: See `ask`.
@@ -222,7 +230,7 @@ class PartyRole:
         Raises:
             BundleError: Not a share for this party, or one of a wrong shape.
             KeyMismatch: A share for another model.
-            ProtocolError: The other party was not asked, or a process or connection failed; says which.
+            ProtocolError: Another party was not asked, or a process or connection failed; says which.
         """
         return partial(self._reply, self._session.ask(self._party, message))
 
@@ -237,7 +245,7 @@ class PartyRole:
         self._session.settle(seconds)
 
     def close(self) -> None:
-        """End all processes of the session, the other party's too: one is of no use without the other."""
+        """End all processes of the session, the other parties' too: one is of no use without the others."""
         self._session.close()
 
 
@@ -247,8 +255,8 @@ def _worker(workers: Mapping[str, Worker], name: str) -> Worker:
     return workers[name]
 
 
-def _require_parties(workers: Mapping[str, Worker]) -> None:
-    for worker in (_worker(workers, name) for name in PARTY_NAMES):
+def _require(workers: Mapping[str, Worker], names: Sequence[str]) -> None:
+    for worker in (_worker(workers, name) for name in names):
         if worker.process.poll() is not None:
             raise worker.gone()
 

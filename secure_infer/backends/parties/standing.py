@@ -1,6 +1,6 @@
 """Roles that are started on their own, on hosts of their own: what each must be told, and how it finds the others.
 
-A session lasts until one of its three processes fails. The others notice at once, or at the next sign of life, and all
+A session lasts until one of its processes fails. The others notice at once, or at the next sign of life, and all
 connect anew; so whoever runs a role starts it again and again, and nobody has to start the roles in any order.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secure_infer.backends.parties.channel import Address, Channel, Gate, Identity
+from secure_infer.backends.parties.channel import HOST, Address, Channel, Gate, Identity
 from secure_infer.backends.parties.process import Deal, connect
 from secure_infer.backends.parties.seam import DEALER_NAME, LONGEST_RUN, PARTY_NAMES, Half, Setup
 from secure_infer.backends.parties.worker import START_SECONDS, Worker
@@ -27,14 +27,16 @@ class Seat:
     """One role, and all it knows of the others.
 
     Attributes:
-        role: "party 0", "party 1" or "dealer".
+        role: "party 0", "party 1", "party 2" or "dealer".
         identity: Its key and certificate.
         peers: Certificates (PEM) of the other roles, which are pinned.
-        addresses: Where other roles listen: party 0 and the dealer for party 1, the dealer for party 0.
-        listen: Where it listens; party 1 is never called.
+        addresses: Where the roles listen that it calls: parties of lower numbers, and the dealer.
+        listen: Where it listens; the party of the highest number is never called, and listens nowhere in particular.
         folder: Where it keeps what has to outlive its process, for protocols that have such.
         ahead: Inferences for which a party keeps correlations in stock; what the model says if None.
         without_dealer: Whether a party does without the dealer, on what it has in stock.
+        parties: How many parties there are.
+        dealer: Whether there is a dealer at all.
 
     Raises:
         UsageError: A certificate or an address is missing.
@@ -48,9 +50,11 @@ class Seat:
     folder: Path | None = None
     ahead: int | None = None
     without_dealer: bool = False
+    parties: int = 2
+    dealer: bool = True
 
     def __post_init__(self) -> None:
-        others = {*PARTY_NAMES, DEALER_NAME} - {self.role}
+        others = {*PARTY_NAMES[: self.parties], *([DEALER_NAME] if self.dealer else [])} - {self.role}
         problems = [
             Problem(name, "Its certificate is not known here.", "copy it into the folder of pinned certificates.")
             for name in sorted(others - set(self.peers))
@@ -66,15 +70,15 @@ class Seat:
     @property
     def calls(self) -> tuple[str, ...]:
         """Whom it calls."""
-        return tuple(name for name in CALLS[self.role] if not (self.without_dealer and name == DEALER_NAME))
+        if self.role == DEALER_NAME:
+            return ()
+        lower = PARTY_NAMES[: PARTY_NAMES.index(self.role)]
+        return (*lower, DEALER_NAME) if self.dealer and not self.without_dealer else lower
 
-
-CALLS: Mapping[str, tuple[str, ...]] = {
-    PARTY_NAMES[0]: (DEALER_NAME,),
-    PARTY_NAMES[1]: (PARTY_NAMES[0], DEALER_NAME),
-    DEALER_NAME: (),
-}
-"""Whom each role calls; the others call it."""
+    @property
+    def is_called(self) -> bool:
+        """Whether others call it."""
+        return self.role != PARTY_NAMES[self.parties - 1]
 
 
 class Link:
@@ -117,7 +121,7 @@ class Link:
         return self._worker.receive(limits * self._timeout + _MARGIN)
 
     def run(self, share: bytes) -> Frame:
-        """The answer to a share that the other party runs as well."""
+        """The answer to a share that the other parties run as well."""
         self._worker.pass_on(share)
         return self._worker.receive(LONGEST_RUN * self._timeout + _MARGIN)
 
@@ -128,11 +132,12 @@ class Link:
     def _start(self, seat: Seat, setup: Setup, threads: int) -> None:
         meta = {
             "role": seat.role,
+            "parties": seat.parties,
             "peers": list(seat.peers),
             "timeout": setup.timeout,
             "settings": {**setup.settings, "folder": seat.folder and str(seat.folder), "ahead": seat.ahead},
             "threads": threads,
-            "listen": seat.listen,
+            "listen": seat.listen if seat.is_called else (HOST, 0),
         }
         self._worker.send("start", meta, [seat.identity.key, seat.identity.certificate, *seat.peers.values()])
         self._worker.receive(START_SECONDS)
@@ -141,13 +146,13 @@ class Link:
 
 
 def deal_once(seat: Seat, timeout: float, deal: Deal, ready: Callable[[], None]) -> ProtocolError:
-    """Be the dealer for one session: wait for both parties however long it takes, then deal until party 0 is gone.
+    """Be the dealer for one session: wait for all parties however long it takes, then deal until party 0 is gone.
 
     Args:
         seat: The dealer's.
         timeout: Seconds that a message may take.
         deal: The protocol's dealer.
-        ready: Called when both are connected.
+        ready: Called when all are connected.
 
     Returns:
         How the session ended.
@@ -160,7 +165,7 @@ def deal_once(seat: Seat, timeout: float, deal: Deal, ready: Callable[[], None])
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(gate))
         try:
-            channels: dict[str, Channel] = connect(DEALER_NAME, gate, {})
+            channels: dict[str, Channel] = connect(DEALER_NAME, gate, {}, seat.parties)
             for channel in channels.values():
                 stack.callback(channel.close)
             deal(channels, ready, seat.folder)

@@ -107,9 +107,11 @@ class Owner(CrypTenParty):
         return self._protocols.refresh(rows)
 
 
-def sit(rank: int, peer: Channel, dealer: Channel | None, threads: int, settings: Mapping[str, Any]) -> Owner:
+def sit(
+    rank: int, peers: Mapping[int, Channel], dealer: Channel | None, threads: int, settings: Mapping[str, Any]
+) -> Owner:
     """An owner, once it is connected."""
-    return Owner(rank, peer, dealer, threads)
+    return Owner(rank, peers, dealer, threads)
 
 
 if __name__ == "__main__":
