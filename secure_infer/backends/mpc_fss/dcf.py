@@ -31,7 +31,7 @@ _ONE = np.uint64(1)
 _CLEAR = np.uint64(0xFFFFFFFFFFFFFFFC)
 _VALUE, _LEAF, _NEXT = 2, 4, 8
 _WORDS = 1 << 13  # blocks of values that are made together: they stay in the processor's cache
-_WALKED = 1 << 15  # and that are evaluated together
+_WALKED = 1 << 16  # and that are evaluated together
 _FORESEEN = 1 << 17  # blocks that are made for what is foreseen
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 STAMP_BYTES = 8
 """Bytes of the sender's clock, which are no part of a message and not counted."""
-_SPIN_S = 1e-4  # a sleep may take this much longer than asked for
+_SPIN_S = 3e-4  # a sleep may take this much longer than asked for
 
 
 @dataclass(frozen=True)
