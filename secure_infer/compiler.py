@@ -14,7 +14,7 @@ from secure_infer import backends, bundle
 from secure_infer.backends.base import Backend, Guarantee, Program, Rebuilding, Simulating, Values, require_supported
 from secure_infer.bundle import Interface
 from secure_infer.client import Client
-from secure_infer.cores import usable_cores
+from secure_infer.cores import in_words, usable_cores
 from secure_infer.errors import Problem, UsageError
 from secure_infer.graph import passes
 from secure_infer.graph.analyse import cost
@@ -267,7 +267,7 @@ def _floor(program: Program) -> dict[str, str]:
     if not seconds:
         return {}
     cores = usable_cores()
-    return {"floor": f"{seconds / cores:.3g} s: {seconds:.3g} s of CPU for the look-ups alone, on {cores} cores"}
+    return {"floor": f"{seconds / cores:.3g} s: {seconds:.3g} s of CPU for the look-ups alone, on {in_words(cores)}"}
 
 
 def _tables(values: Mapping[str, Any]) -> dict[str, str]:

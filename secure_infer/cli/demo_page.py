@@ -21,6 +21,7 @@ from secure_infer import __version__
 from secure_infer.backends.base import Guarantee
 from secure_infer.cli import console
 from secure_infer.cli.demo_run import EACH, ONCE, Digit, Reading, Run
+from secure_infer.cores import in_words
 from secure_infer.errors import BundleError
 
 _NAMES = {
@@ -223,7 +224,7 @@ def _power(value: float) -> str:
 def _host(host: Mapping[str, Any]) -> str:
     at = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC")
     facts = {
-        "Machine": f"{host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB, load {host['load']}",
+        "Machine": f"{host['cpu']}, {in_words(host['cores'])}, {host['memory_gib']} GiB, load {host['load']}",
         "System": f"{host['os']}, Python {host['python']}",
         "Made": f"{at}, by secure_infer {__version__}",
     }

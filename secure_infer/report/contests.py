@@ -6,6 +6,7 @@ from pathlib import Path
 
 from secure_infer.bench import records
 from secure_infer.bench.records import Record
+from secure_infer.cores import in_words
 from secure_infer.report.markdown import NOTHING, seconds, share, table
 
 
@@ -23,7 +24,7 @@ def contests(results: Path) -> str:
     rows = [_row(held, name, row) for held in newest["contests"] for name, row in held["rows"].items()]
     header = ["attack", "by", "images", "time", "times ours (95 %)", "CPU, times ours", "success (95 %)", "median L2"]
     said = (
-        f"`secure-infer bench attacks` on `{newest['model']}`, {newest['host']['cores']} cores, load average "
+        f"`secure-infer bench attacks` on `{newest['model']}`, {in_words(newest['host']['cores'])}, load average "
         f"{newest['load']['start']:.1f} to {newest['load']['end']:.1f}; contenders take turns on the same images."
     )
     return "\n\n".join([said, table(header, rows, left=2), *newest["missing"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from secure_infer.bench.records import Record
+from secure_infer.cores import in_words
 from secure_infer.report.markdown import NOTHING, ratio, seconds, share, size, table
 from secure_infer.report.select import Duel, duels, headline, name_of, network_of, order
 
@@ -165,7 +166,7 @@ def circumstances(records: Sequence[Record]) -> str:
     for record in records:
         machine = record["host"]
         lines[
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, {machine['os']}, "
+            f"{machine['cpu']}, {in_words(machine['cores'])}, {machine['memory_gib']:.0f} GiB, {machine['os']}, "
             f"Python {machine['python']}"
         ] = None
     loads = [value for record in records for value in record["load"].values()]
