@@ -1,4 +1,4 @@
-"""Small networks with every operation in every form, and ways to run both parties of the CrypTen backend."""
+"""Small networks with every operation in every form, and ways to run all parties of the CrypTen backend."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def compiled(graph: Graph, **options: object) -> Program:
 
 
 def run_both(roles: list[PartyRole], messages: tuple[bytes, ...]) -> list[bytes]:
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(len(roles)) as threads:
         return list(threads.map(lambda pair: pair[0].run(pair[1], b""), zip(roles, messages, strict=True)))
 
 
 def failures_of_both(roles: list[PartyRole], messages: Sequence[bytes]) -> list[BaseException | None]:
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(len(roles)) as threads:
         futures = [threads.submit(role.run, message, b"") for role, message in zip(roles, messages, strict=True)]
     return [future.exception() for future in futures]
 
@@ -63,11 +63,11 @@ def predict(session: Session, program: Program, x: Integers) -> Integers:
     """Load, run, and check that the run cost what the plan says."""
     parts, plan = unpack_halves(program.servers)
     session.load(parts)
-    roles = [PartyRole(session, party) for party in (0, 1)]
+    roles = [PartyRole(session, party) for party in range(plan.parties)]
     client = BACKEND.client(program.client)
     y = client.decrypt(run_both(roles, client.encrypt(x, client.keygen())), client.keygen())
     expected = cost(plan, len(x))
-    assert [role.statistics["rounds"] for role in roles] == [expected.rounds] * 2
+    assert [role.statistics["rounds"] for role in roles] == [expected.rounds] * plan.parties
     assert sum(role.statistics["bytes_sent"] for role in roles) == expected.bytes
     return y
 

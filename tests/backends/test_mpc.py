@@ -244,4 +244,9 @@ def test_the_protocol_file_agrees_with_the_code() -> None:
     assert set(data["options"]) == set(BACKEND.options)
     parameters = compiled(TINY, **data["options"]).parameters
     assert (parameters["provider"], parameters["timeout"]) == (data["options"]["provider"], data["options"]["timeout"])
-    assert [role["name"] for role in data["roles"]] == ["client", *PARTY_NAMES[:2], DEALER_NAME]
+    assert parameters["parties"] == data["parties"]
+    assert [role["name"] for role in data["roles"]] == ["client", *PARTY_NAMES, DEALER_NAME]
+    for number, role in enumerate(data["roles"][1:-1]):
+        assert role["calls"] == [*PARTY_NAMES[:number], DEALER_NAME]
+        assert role.get("listens_for", []) == list(PARTY_NAMES[number + 1 :])
+        assert ("endpoint" in role) == (number < 2)

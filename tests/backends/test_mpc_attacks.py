@@ -88,7 +88,7 @@ class Wire:
 def masked_weights(first: Any, weight: Integers) -> Integers:
     """What party 1 is sent when a model is loaded, if party 0 and the dealer draw from `first`."""
     wire, other = Wire(), Stream(b"1" * 32)
-    party = Protocols(0, wire, Correlations(first, LocalDealer(Dealer([Stream(b"0" * 32), other]))))
+    party = Protocols(0, [wire], Correlations(first, LocalDealer(Dealer([Stream(b"0" * 32), other]))))
     party.share_weight("w", weight.shape, weight)
     return wire.sent[0]
 

@@ -12,7 +12,7 @@ import yaml
 
 from secure_infer.cli.party import party
 from secure_infer.cli.serve import serve
-from secure_infer.serve.party_files import CERTIFICATE, KEY, MODEL
+from secure_infer.serve.party_files import CERTIFICATE, KEY, MODEL, ROLES
 
 PROTOCOLS = Path(__file__).parents[2] / "protocols"
 NAMES = ("ckks", "mpc", "tfhe")
@@ -57,7 +57,7 @@ def commands(protocol: str) -> Iterator[tuple[list[str], dict[str, str]]]:
 @pytest.mark.parametrize("protocol", COMPOSED)
 def test_their_commands_exist(protocol: str) -> None:
     found = list(commands(protocol))
-    assert len(found) == {"mpc": 6, "mpc-fss": 3}.get(protocol, 2)
+    assert len(found) == {"mpc": 7, "mpc-fss": 3}.get(protocol, 2)
     for words, environment in found:
         function = {"serve": serve, "party": party}[words[0]]
         options = {f"--{name.replace('_', '-')}" for name in inspect.signature(function).parameters}
@@ -76,8 +76,8 @@ def test_a_role_mounts_its_own_folder_only(protocol: str) -> None:
     """Where a stock of correlations is kept, the folder can be written to."""
     services = load(protocol, "compose.yaml")[0]["services"]
     mounts = [[v for v in service["volumes"] if v.startswith("./")] for service in services.values()]
-    end = "" if protocol == "mpc-fss" else ":ro"
-    assert sorted(path for (path,) in mounts) == [f"./roles/{role}:/role{end}" for role in ("a", "b", "dealer")]
+    end, roles = ("", ("a", "b", "dealer")) if protocol == "mpc-fss" else (":ro", tuple(ROLES))
+    assert sorted(path for (path,) in mounts) == [f"./roles/{role}:/role{end}" for role in roles]
 
 
 def test_a_role_is_given_its_own_secrets_only() -> None:

@@ -51,14 +51,18 @@ NOTHING = Keys(b"", b"")
 TIMEOUT = 4.0
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("parties")
+def provisioned(out: Path, **options: object) -> dict[str, Path]:
+    """Folders of all roles, of a model that is compiled for the purpose."""
     backend = backends.load("mpc")
-    program = backend.compile(GRAPH, np.zeros((1, 5), dtype=np.int64), {"timeout": TIMEOUT})
+    program = backend.compile(GRAPH, np.zeros((1, 5), dtype=np.int64), {"timeout": TIMEOUT, **options})
     interface = bundle.Interface.of(GRAPH, "mpc", program.guarantee)
     bundle.save(out / "net.bundle", GRAPH, interface, program, {})
     return provision(out / "net.bundle", out)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return provisioned(tmp_path_factory.mktemp("parties"))
 
 
 def free_port() -> int:
@@ -67,17 +71,19 @@ def free_port() -> int:
 
 
 class Trio:
-    """A dealer in a thread and the two runners, as three hosts would run them."""
+    """A dealer in a thread and the runners of all parties, as three hosts would run them, or four."""
 
     def __init__(self, folders: dict[str, Path], capacity: int = 64) -> None:
-        addresses = {name: ("127.0.0.1", free_port()) for name in ("party 0", "dealer")}
+        parties = len(folders) - 1
+        called = [ROLES[short] for short in folders if short != "abc"[parties - 1]]
+        addresses = {name: ("127.0.0.1", free_port()) for name in called}
         self.folders, self.capacity = folders, capacity
         self.seats = {}
-        for short in folders:
+        for short, folder in folders.items():
             role = ROLES[short]
-            identity, peers = read_identity(folders[short])
+            identity, peers = read_identity(folder)
             listen = addresses.get(role, ("127.0.0.1", 0))
-            self.seats[short] = Seat(role, identity, peers, addresses, listen)
+            self.seats[short] = Seat(role, identity, peers, addresses, listen, parties=parties)
         self.client: ClientRole = backends.load("mpc").client(
             bundle.unpack_client_half(read_half(folders["a"], 0).client_half)[1]
         )
@@ -88,7 +94,7 @@ class Trio:
             deal_once(self.seats["dealer"], TIMEOUT, read_protocol(self.folders["dealer"]).deal, lambda: None)
 
     async def start(self, party: int) -> PartyRunner:
-        short = "ab"[party]
+        short = "abc"[party]
         half = read_half(self.folders[short], party)
         return await PartyRunner(half, self.seats[short], self.capacity, threads=1).start()
 

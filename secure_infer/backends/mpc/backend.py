@@ -1,4 +1,4 @@
-"""The backend `mpc`: two servers compute on shares with CrypTen's protocols; a dealer helps and learns nothing."""
+"""The backend `mpc`: servers compute on shares with CrypTen's protocols; a dealer helps and learns nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from secure_infer.backends.base import Guarantee, Program, require_supported
+from secure_infer.backends.base import Program, require_supported
 from secure_infer.backends.mpc.cost import cost
+from secure_infer.backends.mpc.guarantee import guarantee
 from secure_infer.backends.mpc.plan import DEALER, FIRST_PARTY, Plan, plan
-from secure_infer.backends.parties.client import PARTIES, ClientHalf, SharingClient
+from secure_infer.backends.parties.client import MOST_PARTIES, PARTIES, ClientHalf, SharingClient
 from secure_infer.backends.parties.halves import parts_of, unpack_all
 from secure_infer.backends.parties.seam import Half, Setup
 from secure_infer.errors import BundleError, Problem, UnsupportedNetwork, UsageError, missing_extra
@@ -43,11 +44,13 @@ class MpcBackend:
         "provider": 'Who deals correlated randomness: "dealer" (default), a third process that sees no data, or '
         '"first-party", where party 0 deals and can read the input; for development, with insecure_dev.',
         "insecure_dev": "Set to true to accept provider=first-party, which protects nothing from party 0.",
+        "parties": f"How many servers compute on shares, {PARTIES} (default) or {MOST_PARTIES}: of three, any two "
+        "together learn nothing of the input.",
         "timeout": f"Seconds that a party waits for another before it gives up; {DEFAULT_TIMEOUT:g} if not given.",
     }
 
     def compile(self, graph: Graph, calibration: Integers, options: Mapping[str, Any]) -> Program:
-        """Split a graph into a plan that both parties know and weights that party 0 alone holds.
+        """Split a graph into a plan that all parties know and weights that party 0 alone holds.
 
         Args:
             graph: Any network: every operation is supported, exactly.
@@ -60,23 +63,26 @@ class MpcBackend:
             MissingExtra: CrypTen is not installed.
         """
         require_crypten()
-        provider, timeout = _options(options, self.options)
+        provider, timeout, parties = _options(options, self.options)
         require_supported(self, graph)
         _require_fit(graph)
-        public = plan(graph, os.urandom(16).hex(), provider, timeout)
+        public = plan(graph, os.urandom(16).hex(), provider, timeout, parties)
         data = public.to_bytes()
         ends = graph.input.shape, graph.input.low, graph.input.high, public.output_shape
-        client = ClientHalf(CLIENT_KIND, public.model, *ends, public.output_bits)
+        client = ClientHalf(CLIENT_KIND, public.model, *ends, public.output_bits, parties)
         spent = asdict(cost(public))
         sizes = {"bytes_between_parties": spent.pop("bytes"), "bytes_from_dealer": spent.pop("dealer_bytes")}
         return Program(
             servers=(
                 frame.pack(KIND, [data, *store.to_bytes(graph)], {"party": 0}),
-                frame.pack(KIND, [data], {"party": 1}),
+                *(frame.pack(KIND, [data], {"party": party}) for party in range(1, parties)),
             ),
             client=client.pack(),
-            guarantee=_guarantee(provider),
-            parameters={"ring_bits": 64, "provider": provider, "timeout": timeout, "tls": "1.3", **sizes},
+            guarantee=guarantee(provider, parties),
+            parameters={
+                **{"ring_bits": 64, "provider": provider, "parties": parties, "timeout": timeout, "tls": "1.3"},
+                **sizes,
+            },
             counts={**spent, "requests": 1},
         )
 
@@ -85,10 +91,10 @@ class MpcBackend:
         return SharingClient(ClientHalf.unpack(half, CLIENT_KIND))
 
     def servers(self, halves: Sequence[bytes]) -> Sequence[PartyRole]:
-        """Start both parties and the dealer in processes of their own, and share the weights between the parties.
+        """Start the parties and the dealer in processes of their own, and share the weights between the parties.
 
         Raises:
-            BundleError: A half that is malformed, or a half of party 1 that holds more than the plan.
+            BundleError: A half that is malformed, or one of another party than 0 that holds more than the plan.
             MissingExtra: CrypTen is not installed.
             ProtocolError: A process does not start.
         """
@@ -96,25 +102,25 @@ class MpcBackend:
         from secure_infer.backends.parties.session import PartyRole, Session
 
         parts, public = unpack_halves(halves)
-        session = Session(setup(public.provider, public.timeout))
+        session = Session(setup(public.provider, public.timeout, public.parties))
         try:
             session.load(parts)
         except BaseException:
             session.close()
             raise
-        return [PartyRole(session, party) for party in range(PARTIES)]
+        return [PartyRole(session, party) for party in range(public.parties)]
 
     def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Integers:
         """The interpreter's result: the protocol computes modulo 2^64 without truncation, so it is exact."""
         return interpret(graph, x)
 
     def primitives(self, program: Program) -> Mapping[str, float]:
-        """Seconds for one round, one 16-bit comparison and one multiplication, measured between two processes now."""
+        """Seconds for one round, one 16-bit comparison and one multiplication, measured between processes now."""
         require_crypten()
         from secure_infer.backends.parties.session import Session
 
         _, public = unpack_halves(program.servers)
-        session = Session(setup(public.provider, public.timeout))
+        session = Session(setup(public.provider, public.timeout, public.parties))
         try:
             return session.measure()
         finally:
@@ -127,7 +133,8 @@ class MpcBackend:
             BundleError: See `unpack_half`.
         """
         parts, public = unpack_half(half, party)
-        return Half(setup(public.provider, public.timeout), public.model, public.input_shape, parts)
+        started = setup(public.provider, public.timeout, public.parties)
+        return Half(started, public.model, public.input_shape, parts)
 
     def deal(self, channels: Mapping[str, Channel], ready: Callable[[], None], folder: Path | None) -> NoReturn:
         """Be the dealer until party 0 is gone, which is a ProtocolError."""
@@ -137,33 +144,33 @@ class MpcBackend:
         deal(channels, ready, folder)
 
 
-def setup(provider: str, timeout: float) -> Setup:
+def setup(provider: str, timeout: float, parties: int = PARTIES) -> Setup:
     """How the processes of a session are started."""
-    return Setup(
-        "secure_infer.backends.mpc.party", timeout, dealer=provider == DEALER, insecure=provider == FIRST_PARTY
-    )
+    dealt = provider == DEALER
+    return Setup("secure_infer.backends.mpc.party", timeout, dealt, parties=parties, insecure=not dealt)
 
 
 def unpack_halves(halves: Sequence[bytes]) -> tuple[list[tuple[bytes, ...]], Plan]:
-    """The parts of both halves, and the plan they share.
+    """The parts of all halves, and the plan they share.
 
     Raises:
-        BundleError: Not two halves of one model, weights in the half of party 1, or weights that do not fit the plan.
+        BundleError: Not the halves of one model, weights in another half than party 0's, or weights that do not fit the
+            plan.
     """
-    return unpack_all(halves, KIND, unpack_half)
+    return unpack_all(halves, KIND, unpack_half, lambda public: public.parties)
 
 
 def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
     """The parts of one party's half, and its plan.
 
     Raises:
-        BundleError: Another party's half, weights in the half of party 1, or weights that do not fit the plan.
+        BundleError: Another party's half, weights in another half than party 0's, or weights that do not fit the plan.
     """
-    parts = parts_of(half, KIND, party, (3, 1)[party])
+    parts = parts_of(half, KIND, party, 1 if party else 3)
     public = Plan.from_bytes(parts[0])
     if party == 0:
         graph = store.from_bytes(*parts[1:])
-        if plan(graph, public.model, public.provider, public.timeout).to_bytes() != parts[0]:
+        if plan(graph, public.model, public.provider, public.timeout, public.parties).to_bytes() != parts[0]:
             raise BundleError(
                 "The weights of party 0 do not fit the plan.",
                 [Problem(KIND, "They belong to another network.", "fetch or compile the model again.")],
@@ -182,8 +189,8 @@ def require_crypten() -> None:
             raise missing_extra("mpc", "mpc", module)
 
 
-def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, float]:
-    """Provider and timeout; every problem is listed."""
+def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, float, int]:
+    """Provider, timeout and the number of parties; every problem is listed."""
     problems = [
         Problem(name, "There is no such option.", f"use {', '.join(known)}.") for name in given if name not in known
     ]
@@ -204,9 +211,13 @@ def _options(given: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, f
         timeout = 0.0
     if not 0 < timeout <= 86400:
         problems.append(Problem("timeout", f"Expected seconds in (0, 86400], got {given['timeout']!r}.", "use 60."))
+    parties = str(given.get("parties", PARTIES))
+    if parties not in map(str, range(PARTIES, MOST_PARTIES + 1)):
+        what = f"Expected {PARTIES} or {MOST_PARTIES}, got {given['parties']!r}."
+        problems.append(Problem("parties", what, f"use {PARTIES}."))
     if problems:
         raise UsageError("The options of mpc can't be used.", problems)
-    return provider, timeout
+    return provider, timeout, int(parties)
 
 
 def _require_fit(graph: Graph) -> None:
@@ -219,33 +230,3 @@ def _require_fit(graph: Graph) -> None:
         problems.append(Problem("input", f"It has {graph.input.bits} bits.", f"use at most {ACCUMULATOR_BITS}."))
     if problems:
         raise UnsupportedNetwork("The network does not fit the ring of mpc.", problems, underline(graph, problems))
-
-
-def _guarantee(provider: str) -> Guarantee:
-    dealt = provider == DEALER
-    trust = (
-        "party 0, party 1 and the dealer do not collude: any two of them together can read the input",
-        "servers() starts all three on one machine, for trials: whoever runs that machine holds both shares",
-        "no party deviates from the protocol: there are no checks against an active adversary",
-        "research grade: CrypTen is dormant and not audited, and this use of it has had no outside review",
-    )
-    insecure = ("NOT SECURE: party 0 deals its own randomness and can read every input and every activation",)
-    return Guarantee(
-        scheme="2-party additive secret sharing over Z_2^64 (CrypTen 0.4.1), "
-        + ("trusted dealer" if dealt else "first-party provider, for development only"),
-        security_bits=128 if dealt else None,
-        failure_probability=0.0,
-        error_bound=None,
-        adversary="semi-honest: one of party 0, party 1 and the dealer, curious but following the protocol; "
-        "and whoever reads the traffic between them, which is mutually authenticated TLS 1.3"
-        if dealt
-        else "none: party 0 can read the input",
-        leaks=(
-            "the network's structure to everybody but the client: operations, shapes, strides, gains of additions, "
-            "shifts, thresholds per activation, and whether values fit 8, 16, 32 or 64 bits",
-            "the batch size and the time of each query to both parties and the dealer",
-            "the outputs to the client, which can ask again and again: a model can be learned from its answers",
-            "weights to party 0, which owns them; to nobody else",
-        ),
-        trust=trust if dealt else insecure + trust[1:],
-    )

@@ -120,11 +120,11 @@ class LocalDealer:
 
 
 class Correlations:
-    """What CrypTen calls a provider: both parties call the same methods with the same sizes in the same order.
+    """What CrypTen calls a provider: all parties call the same methods with the same sizes in the same order.
 
     Args:
         stream: The stream that this party shares with the dealer.
-        source: Party 0's way to the dealer; None at party 1, which is never sent anything.
+        source: Party 0's way to the dealer; None at the others, which are never sent anything.
     """
 
     def __init__(self, stream: Stream, source: Source | None) -> None:
@@ -150,7 +150,7 @@ class Correlations:
         return a, b, self._completed(request, (size0[0], size1[1]))
 
     def own_triple(self, size: Sequence[int]) -> tuple[Integers, Integers]:
-        """This party's mask, and binary shares of the AND of both parties' masks."""
+        """This party's mask, and binary shares of the XOR of the ANDs of all pairs of parties' masks."""
         mask = self._stream.words(size)
         return mask, self._completed({"kind": "own and", "size": list(size)}, size)
 
@@ -168,7 +168,7 @@ class Correlations:
     def product(
         self, name: str, spec: Mapping[str, Any], size: Sequence[int], result: Sequence[int]
     ) -> tuple[Integers, Integers]:
-        """Party 1's mask a (empty at party 0), and a share of `spec(a, B)`, of shape `result`."""
+        """This party's mask (empty at party 0), and a share of `spec(a, B)`, a the sum of all masks."""
         a = _NOTHING if self._source else self._stream.words(size)
         request = {"kind": "product", "name": name, "spec": dict(spec), "size": list(size)}
         return a, self._completed(request, result)

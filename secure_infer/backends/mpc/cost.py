@@ -15,8 +15,8 @@ class Cost:
     """What a run costs, counted from the plan; a run reports the same figures from its channels.
 
     Attributes:
-        rounds: Messages, or simultaneous exchanges, between the two parties.
-        bytes: Sent by party 0 and party 1 to each other, length prefixes included, TLS framing not.
+        rounds: Messages, or simultaneous exchanges, between the parties.
+        bytes: Sent by all parties to one another, length prefixes included, TLS framing not.
         dealer_bytes: Sent by the dealer to party 0.
         comparisons: Secret comparisons.
         multiplications: Multiply-accumulates with secret weights, and products of two secrets.
@@ -34,93 +34,98 @@ class Cost:
 
 def cost(plan: Plan, batch: int = 1) -> Cost:
     """What one run on `batch` samples costs; a run begins with one exchange that names the query."""
-    total = _message(HANDSHAKE_BYTES, both=True)
-    bits = plan.bits
+    counting, bits = _Counting(plan.parties), plan.bits
+    total = counting.message(HANDSHAKE_BYTES, among_all=True)
     for step in plan.steps:
-        total += _step_cost(step, batch, plan.shapes[step.inputs[0]], bits[step.name])
+        total += counting.step(step, batch, plan.shapes[step.inputs[0]], bits[step.name])
     return total
 
 
-def _message(size: int, both: bool, dealt: int = 0) -> Cost:
-    return Cost(1, (HEADER_BYTES + size) * (2 if both else 1), dealt)
+@dataclass(frozen=True)
+class _Counting:
+    """What messages and operations cost among so many parties."""
 
+    parties: int
 
-def _step_cost(step: Step, batch: int, source: Shape, bits: int) -> Cost:
-    size, given = batch * math.prod(step.shape), batch * math.prod(source)
-    match step.kind:
-        case "Linear" | "Conv2d":
-            return _product(given, size, size * math.prod(step.parameters["weight"][1:]), bits)
-        case "Sign":
-            return _comparison(size, step.parameters["width"])
-        case "QuantRelu":
-            return _comparison(size * step.parameters["levels"], step.parameters["width"])
-        case "Lookup":
-            terms = step.parameters["weight"][0]
-            compared = _comparison(size * terms, step.parameters["width"])
-            return compared + _product(size * terms, size, size * terms, bits) if terms else Cost()
-        case "Max":
-            return _maximum(size, math.prod(step.parameters["kernel"]), step.parameters["width"])
-        case "Polynomial":
-            return _polynomial(size, step.parameters["weight"][0], step.parameters["shift"], bits)
-        case _:
+    def message(self, size: int, among_all: bool, dealt: int = 0) -> Cost:
+        """One round: a message from each party to each other one, or from each to party 0."""
+        others = self.parties - 1
+        return Cost(1, (HEADER_BYTES + size) * others * (self.parties if among_all else 1), dealt)
+
+    def step(self, step: Step, batch: int, source: Shape, bits: int) -> Cost:
+        size, given = batch * math.prod(step.shape), batch * math.prod(source)
+        match step.kind:
+            case "Linear" | "Conv2d":
+                return self.product(given, size, size * math.prod(step.parameters["weight"][1:]), bits)
+            case "Sign":
+                return self.comparison(size, step.parameters["width"])
+            case "QuantRelu":
+                return self.comparison(size * step.parameters["levels"], step.parameters["width"])
+            case "Lookup":
+                terms = step.parameters["weight"][0]
+                compared = self.comparison(size * terms, step.parameters["width"])
+                return compared + self.product(size * terms, size, size * terms, bits) if terms else Cost()
+            case "Max":
+                return self.maximum(size, math.prod(step.parameters["kernel"]), step.parameters["width"])
+            case "Polynomial":
+                return self.polynomial(size, step.parameters["weight"][0], step.parameters["shift"], bits)
+            case _:
+                return Cost()
+
+    def product(self, given: int, size: int, multiplications: int, bits: int) -> Cost:
+        message = self.message(bits // 8 * given, among_all=False, dealt=HEADER_BYTES + 8 * size)
+        return message + Cost(multiplications=multiplications)
+
+    def conjunction(self, words: int, left: int, right: int) -> Cost:
+        dealt = HEADER_BYTES + 8 * words * max(left, right)
+        return self.message(8 * words * (left + right), among_all=True, dealt=dealt)
+
+    def pairs(self, words: int) -> Cost:
+        return self.message(8 * words, among_all=True, dealt=HEADER_BYTES + 8 * words)
+
+    def carries(self, words: int, levels: int) -> Cost:
+        total = self.pairs(words) + (self.conjunction(words, 1, 1) if self.parties > 2 else Cost())
+        for level in range(levels):
+            total += self.conjunction(words, 1, 1 if level == levels - 1 else 2)
+        return total
+
+    def to_arithmetic(self, bits: int) -> Cost:
+        return self.message((bits + 7) // 8, among_all=True, dealt=HEADER_BYTES + 8 * bits)
+
+    def comparison(self, count: int, bits: int) -> Cost:
+        if not count:
             return Cost()
+        words, blocks = math.ceil(count / 64), bits - 1
+        total = self.pairs(words * blocks)
+        if self.parties > 2:
+            blocks -= 1
+            total += self.conjunction(words * blocks, 1, 1)
+        while blocks > 1:
+            total += self.conjunction(words * (blocks // 2), 1, 1 if blocks == 2 else 2)
+            blocks -= blocks // 2
+        return total + self.to_arithmetic(count) + Cost(comparisons=count)
 
+    def multiplication(self, left: int, right: int) -> Cost:
+        dealt = HEADER_BYTES + 8 * max(left, right)
+        message = self.message(8 * (left + right), among_all=True, dealt=dealt)
+        return message + Cost(multiplications=max(left, right))
 
-def _product(given: int, size: int, multiplications: int, bits: int) -> Cost:
-    message = _message(bits // 8 * given, both=False, dealt=HEADER_BYTES + 8 * size)
-    return message + Cost(multiplications=multiplications)
+    def maximum(self, size: int, window: int, bits: int) -> Cost:
+        total = Cost()
+        while window > 1:
+            half = window // 2
+            total += self.comparison(size * half, bits) + self.multiplication(size * half, size * half)
+            window -= half
+        return total
 
-
-def _and(words: int, left: int, right: int) -> Cost:
-    return _message(8 * words * (left + right), both=True, dealt=HEADER_BYTES + 8 * words * max(left, right))
-
-
-def _conjunction(words: int) -> Cost:
-    return _message(8 * words, both=True, dealt=HEADER_BYTES + 8 * words)
-
-
-def _carries(words: int, levels: int) -> Cost:
-    total = _conjunction(words)
-    for level in range(levels):
-        total += _and(words, 1, 1 if level == levels - 1 else 2)
-    return total
-
-
-def _to_arithmetic(bits: int) -> Cost:
-    return _message((bits + 7) // 8, both=True, dealt=HEADER_BYTES + 8 * bits)
-
-
-def _comparison(count: int, bits: int) -> Cost:
-    if not count:
-        return Cost()
-    words, blocks = math.ceil(count / 64), bits - 1
-    total = _conjunction(words * blocks)
-    while blocks > 1:
-        total += _and(words * (blocks // 2), 1, 1 if blocks == 2 else 2)
-        blocks -= blocks // 2
-    return total + _to_arithmetic(count) + Cost(comparisons=count)
-
-
-def _multiplication(left: int, right: int) -> Cost:
-    dealt = HEADER_BYTES + 8 * max(left, right)
-    return _message(8 * (left + right), both=True, dealt=dealt) + Cost(multiplications=max(left, right))
-
-
-def _maximum(size: int, window: int, bits: int) -> Cost:
-    total = Cost()
-    while window > 1:
-        half = window // 2
-        total += _comparison(size * half, bits) + _multiplication(size * half, size * half)
-        window -= half
-    return total
-
-
-def _polynomial(size: int, degree: int, shift: int, bits: int) -> Cost:
-    total, powers = Cost(), 1
-    while powers < degree:
-        more = min(powers, degree - powers)
-        total += _multiplication(size * more, size)
-        powers += more
-    if degree:
-        total += _product(size * degree, size, size * degree, 64 if shift else bits)
-    return total + _carries(size, 6) + _to_arithmetic(2 * size) if shift else total
+    def polynomial(self, size: int, degree: int, shift: int, bits: int) -> Cost:
+        total, powers = Cost(), 1
+        while powers < degree:
+            more = min(powers, degree - powers)
+            total += self.multiplication(size * more, size)
+            powers += more
+        if degree:
+            total += self.product(size * degree, size, size * degree, 64 if shift else bits)
+        if not shift:
+            return total
+        return total + self.carries(size, 6) + self.to_arithmetic(2 * (self.parties - 1) * size)

@@ -28,17 +28,16 @@ if TYPE_CHECKING:
 
 
 class CrypTenParty(Party):
-    """Party 0 or 1, with CrypTen's protocols."""
+    """Party 0, 1 or 2, with CrypTen's protocols."""
 
     def __init__(self, rank: int, peers: Mapping[int, Channel], dealer: Channel | None, threads: int) -> None:
         super().__init__(rank, peers, dealer)
-        (self._peer,) = peers.values()
         self._source: Source | None = None
-        self._protocols = self._start(dealer, threads)
+        self._protocols = self._start(threads)
         self._evaluator: Evaluator | None = None
 
     def load(self, command: Frame) -> Answer:
-        """Take in a plan, and the weights if this is party 0; both parties must be given the same plan."""
+        """Take in a plan, and the weights if this is party 0; all parties must be given the same plan."""
         from secure_infer.backends.mpc.evaluate import Evaluator
 
         plan = Plan.from_bytes(command.parts[0])
@@ -70,7 +69,7 @@ class CrypTenParty(Party):
         if self._source:
             self._source.ping()
 
-    def _start(self, dealer: Channel | None, threads: int) -> Protocols:
+    def _start(self, threads: int) -> Protocols:
         """Import the libraries, agree on keys with the peers, and take over CrypTen's randomness and communication."""
         warnings.simplefilter("ignore")
         import crypten
@@ -81,16 +80,17 @@ class CrypTenParty(Party):
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        following = fresh_key()
-        previous = bytes(self._peer.exchange(following, KEY_BYTES))
-        if dealer is None:
+        parties, following = len(self._peers) + 1, fresh_key()
+        self._peers[(self._rank + 1) % parties].send(following)
+        previous = bytes(self._peers[(self._rank - 1) % parties].receive(KEY_BYTES))
+        if self._dealer is None:
             key = self._first_party_key()
         else:
-            key = bytes(dealer.receive(KEY_BYTES))
-            self._source = RemoteDealer(dealer) if self._rank == 0 else None
+            key = bytes(self._dealer.receive(KEY_BYTES))
+            self._source = RemoteDealer(self._dealer) if self._rank == 0 else None
         install(crypten.generators, previous, following)
         correlations = Correlations(Stream(key), self._source)
-        communicator = Communicator(self._rank, self._peer)
+        communicator = Communicator(self._rank, self._others)
         crypten.communicator.get = lambda: communicator
         crypten.mpc.get_default_provider = lambda: correlations
         # A plain object in place of CrypTen's configuration, whose every access costs ten microseconds and more.
@@ -99,17 +99,18 @@ class CrypTenParty(Party):
         )
         for module in (crypten.encoder, crypten.mpc.primitives.beaver, crypten.mpc.primitives.arithmetic):
             module.cfg = settings
-        return Protocols(self._rank, self._peer, correlations)
+        return Protocols(self._rank, self._others, correlations)
 
     def _first_party_key(self) -> bytes:
         """Without a dealer party 0 deals, and so knows everything: for development only."""
         from secure_infer.backends.mpc.correlations import LocalDealer
 
-        if self._rank == 1:
-            return bytes(self._peer.receive(KEY_BYTES))
-        mine, other = fresh_key(), fresh_key()
-        self._source = LocalDealer(Dealer([Stream(mine), Stream(other)]))
-        self._peer.send(other)
+        if self._rank > 0:
+            return bytes(self._peers[0].receive(KEY_BYTES))
+        mine, *others = (fresh_key() for _ in range(len(self._peers) + 1))
+        self._source = LocalDealer(Dealer([Stream(key) for key in (mine, *others)]))
+        for peer, other in zip(self._others, others, strict=True):
+            peer.send(other)
         return mine
 
 

@@ -1,4 +1,4 @@
-"""What both parties may know of a network: operations, shapes and widths, never a weight."""
+"""What all parties may know of a network: operations, shapes and widths, never a weight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from secure_infer.backends.parties.client import RINGS
+from secure_infer.backends.parties.client import MOST_PARTIES, PARTIES, RINGS
 from secure_infer.backends.parties.halves import integer, parameters_of, refused
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Polynomial, QuantRelu, Reshape, Sign, Sum
@@ -34,7 +34,7 @@ _PARAMETERS: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One operation as both parties see it.
+    """One operation as all parties see it.
 
     Attributes:
         name: Name of its value.
@@ -69,6 +69,7 @@ class Plan:
         steps: Operations in topological order.
         output: Name of the result.
         output_bits: Replies add up to the result modulo two to this power.
+        parties: How many compute.
     """
 
     model: str
@@ -78,6 +79,7 @@ class Plan:
     steps: tuple[Step, ...]
     output: str
     output_bits: int
+    parties: int = PARTIES
 
     @property
     def output_shape(self) -> Shape:
@@ -99,8 +101,11 @@ class Plan:
         return needed
 
     def to_bytes(self) -> bytes:
-        """The plan as JSON."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True).encode()
+        """The plan as JSON, which names the number of parties if it is not two."""
+        fields = asdict(self)
+        if self.parties == PARTIES:
+            del fields["parties"]
+        return json.dumps({"schema": SCHEMA, **fields}, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Plan:
@@ -121,6 +126,8 @@ class Plan:
                 raise refused("Its provider or timeout is not one of ours.")
             if plan.output not in plan.shapes or len(plan.model) != 32 or plan.output_bits not in RINGS:
                 raise refused("Its output or its name is malformed.")
+            if integer(plan.parties) not in range(PARTIES, MOST_PARTIES + 1):
+                raise refused(f"It is for {plan.parties} parties.")
             _ = plan.bits
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise refused(f"{type(error).__name__}: {error}.") from error
@@ -146,7 +153,7 @@ def _step(entry: Mapping[str, Any]) -> Step:
     return Step(str(entry["name"]), entry["kind"], inputs, tuple(map(integer, entry["shape"])), parameters)
 
 
-def plan(graph: Graph, model: str, provider: str, timeout: float) -> Plan:
+def plan(graph: Graph, model: str, provider: str, timeout: float, parties: int = PARTIES) -> Plan:
     """The plan of a graph."""
     steps = tuple(
         Step(node.name, node.kind, node.inputs, graph.types[node.name].shape, _parameters(graph, node))
@@ -154,7 +161,7 @@ def plan(graph: Graph, model: str, provider: str, timeout: float) -> Plan:
     )
     after = graph.output_type
     output_bits = next(bits for bits in RINGS if bits >= bits_of(min(after.low, -1), max(after.high, 0)))
-    return Plan(model, provider, timeout, graph.input.shape, steps, graph.output, output_bits)
+    return Plan(model, provider, timeout, graph.input.shape, steps, graph.output, output_bits, parties)
 
 
 def _parameters(graph: Graph, node: Node) -> dict[str, Any]:

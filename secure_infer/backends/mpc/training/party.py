@@ -53,6 +53,10 @@ class Owner(CrypTenParty):
 
     _task: Task | None = None
 
+    def __init__(self, rank: int, peers: Mapping[int, Channel], dealer: Channel | None, threads: int) -> None:
+        super().__init__(rank, peers, dealer, threads)
+        (self._peer,) = peers.values()
+
     def load(self, command: Frame) -> Answer:
         """Take in the task and this owner's samples, and tell the other owner how many there are."""
         self._task = Task.from_bytes(command.parts[0])
