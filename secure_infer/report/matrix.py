@@ -155,6 +155,8 @@ def shown(cell: Record | None, price: Price | None) -> Shown:
     median = cell["details"].get("median_l2")
     if median is not None:
         lines.append(f"median L2 {median:.2f}")
+    if times := cell["details"].get("times"):
+        lines.append(f"by times {times['right']} of {times['n']}")
     return Shown(share(cell["rate"], cell["interval"]), tuple(lines), cell["gain"])
 
 
@@ -212,7 +214,28 @@ def controls(document: Record) -> list[str]:
         found.append(
             f"One bit of the input leaked into messages on purpose is caught in {caught} of {len(leaks)} columns"
         )
-    return found
+    return found + _by_times(document)
+
+
+def _by_times(document: Record) -> list[str]:
+    """In how many columns the server's times tell two inputs apart, and where they come nearest to it."""
+    known = [(name, times) for name, cell in _views(document) if (times := cell["details"].get("times"))]
+    if not known:
+        return []
+    told = ", ".join(name for name, times in known if times["caught"])
+    name, best = max(known, key=lambda entry: float(entry[1]["interval"][0]))
+    counts = [times["n"] for _, times in known]
+    return [
+        f"Times and sizes of replies tell two inputs apart in {sum(times['caught'] for _, times in known)} of "
+        f"{len(known)} columns{f' ({told})' if told else ''}, judged on {_span(counts)} requests each; "
+        f"most in {name}: {best['right']} of {best['n']} right, {share(best['accuracy'], best['interval'])}"
+    ]
+
+
+def _span(values: Sequence[int]) -> str:
+    """One number, or the range of several."""
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _views(document: Record) -> list[tuple[str, Record]]:
@@ -283,7 +306,7 @@ def measured_for(document: Record, threat: str) -> list[tuple[str, Record]]:
 def circumstances(document: Record) -> list[str]:
     """Machine, settings, code and versions behind the figures."""
     machine: Mapping[str, Any] = document["host"]
-    given = ", ".join(f"{name} {value}" for name, value in document["settings"].items())
+    given = ", ".join(f"{name} {value}" for name, value in {**document["settings"], **_own(document)}.items())
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     commit, _, dirty = (document["commit"] or "unknown").partition("-")
     return [
@@ -291,3 +314,16 @@ def circumstances(document: Record) -> list[str]:
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['os']}, Python {machine['python']}",
         f"Versions: {versions}; commit {commit[:10]}{' with changes' if dirty else ''}",
     ]
+
+
+def _own(document: Record) -> dict[str, str]:
+    """The settings that may differ from column to column, as the range of what was measured in them."""
+    columns = [c for c in document["columns"] if c["protocol"] != "clear" and "not_applicable" not in c]
+    executed = [agreed["n"] if (agreed := column.get("agreement")) else 0 for column in columns]
+    timed = [_requests(cell["details"].get("times")) for _, cell in _views(document)]
+    return {name: _span(values) for name, values in zip(_OWN, (executed, timed), strict=True) if values}
+
+
+def _requests(times: Record | None) -> int:
+    """How many were timed: half of them train the classifier, the other half judge it."""
+    return int(times.get("requests", 2 * times["n"])) if times else 0

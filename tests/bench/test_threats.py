@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -196,6 +197,24 @@ def test_columns_measured_apart_are_put_together(document: dict) -> None:
     assert renewed["settings"] == document["settings"] and renewed["commit"] == "later"
     with pytest.raises(UsageError, match="do not fit"):
         matrix.merged([parts[0], {**parts[1], "settings": {}}])
+
+
+def test_columns_that_were_executed_and_timed_apart_say_the_range(document: dict) -> None:
+    said = "\n".join([*matrix.controls(document), *matrix.circumstances(document)])
+    assert "executed 4, " in said and "timed 16, " in said and "in 0 of 1 columns, judged on 8 requests each" in said
+    other = copy.deepcopy(document)
+    (column,) = (column for column in other["columns"] if column["protocol"] == "mpc" and "model" in column)
+    (view,) = (cell for key, cell in matrix.cells(other).items() if key == ("input-view", "mpc", "binarized"))
+    column["form"] = view["form"] = "polynomial"
+    column["agreement"]["n"] = 10
+    view["details"]["times"] |= {"requests": 200, "n": 100, "right": 70, "interval": [0.6, 0.78], "caught": True}
+    (whole,) = matrix.merged([document, other])
+    said = "\n".join([*matrix.controls(whole), *matrix.circumstances(whole)])
+    assert "executed 4 to 10, " in said and "timed 16 to 200, " in said
+    assert "in 1 of 2 columns (MPC polynomial), judged on 8 to 100 requests each; most in MPC polynomial: 70" in said
+    assert "by times 70 of 100" in matrix.as_markdown(whole, {})
+    view["details"]["times"] = None
+    assert "timed 0 to 16" in "\n".join(matrix.circumstances(matrix.merged([document, other])[0]))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def _times(deployment: Deployment, pair: npt.NDArray[Any], settings: Settings) -
     found = [client.infer(pair[bit : bit + 1]) for bit in inputs]
     features = np.array([[p.wall_s["run"], p.bytes["output"]] for p in found])
     verdict: Verdict = distinguish(features, inputs, seed=settings.seed)
-    return verdict.as_dict()
+    return {**verdict.as_dict(), "requests": settings.timed}
 
 
 def query_defense(deployment: Deployment, settings: Settings) -> Cell:
