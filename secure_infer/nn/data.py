@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from secure_infer.errors import DataError, Problem, UsageError, missing_extra
 from secure_infer.nn.fetch import fetch
+from secure_infer.nn.sources import CIFAR_FILE, SOURCES, Source
 
 Pixels = npt.NDArray[np.uint8]
 Arrays = Mapping[str, Pixels]
@@ -70,102 +71,21 @@ class Dataset:
     licence: str
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a data set comes from and how it is known again; `sha256` is that of each array's bytes, or of the file."""
-
-    classes: tuple[str, ...]
-    credit: str
-    licence: str
-    sha256: Mapping[str, str]
-    urls: tuple[str, ...] = ()
-    md5: Mapping[str, str] | None = None
-    levels: int = 255
-
-
-_DIGITS = tuple("0123456789")
-_OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR_FILE = "cifar-10-binary.tar.gz"
-_CIFAR_CREDIT = "Alex Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009"
-
-_SOURCES: Mapping[str, _Source] = {
-    "digits": _Source(
-        _DIGITS,
-        "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998; as in scikit-learn",
-        "CC BY 4.0",
-        {"all": "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"},
-        levels=16,
-    ),
-    "mnist": _Source(
-        _DIGITS,
-        "Y. LeCun, C. Cortes, C. Burges: The MNIST Database of Handwritten Digits",
-        "CC BY-SA 3.0",
-        {
-            "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-            "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
-            "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-            "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
-        },
-        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
-        {
-            "x_train": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "y_train": "d53e105ee54ea40749a09fcbcd1e9432",
-            "x_test": "9fb629c4189551a2d022fa330f9573f3",
-            "y_test": "ec29112dd5afa0611ce80d1b7f02629c",
-        },
-    ),
-    "fashion-mnist": _Source(
-        ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
-        "H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST, Zalando Research, 2017",
-        "MIT",
-        {
-            "x_train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
-            "y_train": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
-            "x_test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
-            "y_test": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
-        },
-        (
-            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-            "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
-        ),
-        {
-            "x_train": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "y_train": "25c81989df183df01b3e8a0aad5dffbe",
-            "x_test": "bef4ecab320f06d8554ea6380940ec79",
-            "y_test": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
-    ),
-    "cifar10": _Source(
-        _OBJECTS,
-        _CIFAR_CREDIT,
-        "none stated; cite the report",
-        {_CIFAR_FILE: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
-        ("https://www.cs.toronto.edu/~kriz/",),
-        {_CIFAR_FILE: "c32a1d4ab5d03f1284b67883e8d87530"},
-    ),
-    "cifar10-jpeg": _Source(
-        _OBJECTS,
-        _CIFAR_CREDIT + "; recompressed (lossy) as JPEG by Y. Kim",
-        "none stated; cite the report",
-        {"cifar10-jpeg.npz": "f50988cb117c98f4e377d94e83b1cb9485d87dbb73864da3f52d71d3fcec3a8f"},
-    ),
-}
-
-
 class _Unusable(Exception):
     """A file that is there but is not what it should be."""
 
 
 def datasets() -> list[str]:
     """Names that `load_dataset` takes."""
-    return list(_SOURCES)
+    return list(SOURCES)
 
 
 def load_dataset(name: str, *, download: bool = True) -> Dataset:
     """Load a data set.
 
     Args:
-        name: One of `datasets()`. `cifar10-jpeg` is a lossy copy: figures on it are not figures on CIFAR-10.
+        name: One of `datasets()`. `cifar10-jpeg` is a lossy copy: figures on it are not figures on CIFAR-10. `orl` are
+            faces, the largest images here: 112x92 pixels, of 40 people, 8 images each to train on and 2 held out.
         download: Whether to fetch it if it is nowhere on this machine.
 
     Raises:
@@ -173,12 +93,12 @@ def load_dataset(name: str, *, download: bool = True) -> Dataset:
         DataError: Found nowhere, or only in a damaged form; every place that was tried is listed.
         MissingExtra: `digits` without scikit-learn, or `cifar10-jpeg` without Pillow.
     """
-    if name not in _SOURCES:
+    if name not in SOURCES:
         raise UsageError(
             f"There is no data set {name!r}.",
-            [Problem("data set", f"Expected one of {', '.join(_SOURCES)}.", "correct the name.")],
+            [Problem("data set", f"Expected one of {', '.join(SOURCES)}.", "correct the name.")],
         )
-    source = _SOURCES[name]
+    source = SOURCES[name]
     arrays = _read(name, source, download)
     images = {part: _unit(arrays[part], source.levels) for part in ("x_train", "x_test")}
     labels = {part: arrays[part].astype(np.int64) for part in ("y_train", "y_test")}
@@ -233,7 +153,7 @@ def _unit(images: Pixels, levels: int) -> npt.NDArray[np.float32]:
     return scaled if scaled.ndim == 4 else scaled[:, None]
 
 
-def _read(name: str, source: _Source, download: bool) -> Arrays:
+def _read(name: str, source: Source, download: bool) -> Arrays:
     if name == "digits":
         return _digits(source)
     problems = []
@@ -252,13 +172,14 @@ def _read(name: str, source: _Source, download: bool) -> Arrays:
     raise DataError(f"The data set {name} was not found.", problems)
 
 
-def _places(name: str, source: _Source, download: bool) -> list[tuple[str, Reader]]:
+def _places(name: str, source: Source, download: bool) -> list[tuple[str, Reader]]:
     """Every place to look at, in order, with what reads it."""
     folder = os.environ.get(_ENVIRONMENT)
     given: list[tuple[str, Reader]] = [(f"${_ENVIRONMENT}", _unset)]
-    if name == "cifar10-jpeg":
-        return [(f"{folder}/{name}.npz", lambda: _read_jpegs(Path(folder, f"{name}.npz"), source))] if folder else given
-    files = [_CIFAR_FILE] if name == "cifar10" else list(_IDX_FILES.values())
+    if name in _GIVEN:
+        file, reader = _GIVEN[name]
+        return [(f"{folder}/{file}", lambda: reader(Path(folder, file), source))] if folder else given
+    files = [CIFAR_FILE] if name == "cifar10" else list(_IDX_FILES.values())
     read = _read_cifar if name == "cifar10" else _read_idx_folder
     if folder:
         given = [(f"{folder}/{name}", lambda: read(Path(folder, name), source))]
@@ -283,7 +204,7 @@ def _unset() -> Arrays:
     raise _Unusable("The variable is not set.")
 
 
-def _verified(arrays: Arrays, source: _Source) -> Arrays:
+def _verified(arrays: Arrays, source: Source) -> Arrays:
     wrong = [
         part
         for part in _PARTS
@@ -294,7 +215,7 @@ def _verified(arrays: Arrays, source: _Source) -> Arrays:
     return arrays
 
 
-def _read_npz(path: Path, source: _Source) -> Arrays:
+def _read_npz(path: Path, source: Source) -> Arrays:
     return _verified(_load_npz(io.BytesIO(path.read_bytes()), _PARTS), source)
 
 
@@ -306,7 +227,7 @@ def _load_npz(file: io.BytesIO, names: Sequence[str]) -> dict[str, npt.NDArray[A
         raise _Unusable(f"Not such an npz file: {error}.") from error
 
 
-def _read_idx_folder(folder: Path, source: _Source) -> Arrays:
+def _read_idx_folder(folder: Path, source: Source) -> Arrays:
     return _verified({part: _parse_idx(_unpack(folder / file)) for part, file in _IDX_FILES.items()}, source)
 
 
@@ -321,16 +242,16 @@ def _unpack(path: Path) -> bytes:
     return data
 
 
-def _checked_file(path: Path, source: _Source) -> io.BytesIO:
+def _checked_file(path: Path, source: Source) -> io.BytesIO:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != source.sha256[path.name]:
         raise _Unusable(f"The SHA-256 of {path.name} is not that of the data set.")
     return io.BytesIO(data)
 
 
-def _read_cifar(folder: Path, source: _Source) -> Arrays:
+def _read_cifar(folder: Path, source: Source) -> Arrays:
     """The binary version: records of one label and 3072 pixels, 10,000 a file. The pickled version is never read."""
-    with tarfile.open(fileobj=_checked_file(folder / _CIFAR_FILE, source)) as archive:
+    with tarfile.open(fileobj=_checked_file(folder / CIFAR_FILE, source)) as archive:
         batches = [f"data_batch_{i}.bin" for i in range(1, 6)]
         train = np.concatenate([_records(archive, file) for file in batches])
         test = _records(archive, "test_batch.bin")
@@ -349,7 +270,7 @@ def _records(archive: tarfile.TarFile, file: str) -> Pixels:
     return np.frombuffer(member.read(), dtype=np.uint8).reshape(-1, 3073)
 
 
-def _read_jpegs(path: Path, source: _Source) -> Arrays:
+def _read_jpegs(path: Path, source: Source) -> Arrays:
     try:
         from PIL import Image
     except ImportError:
@@ -366,14 +287,29 @@ def _read_jpegs(path: Path, source: _Source) -> Arrays:
     return arrays
 
 
-def _download(folder: Path, files: Sequence[str], source: _Source, read: Callable[[Path, _Source], Arrays]) -> Arrays:
+def _read_faces(path: Path, source: Source) -> Arrays:
+    """400 images of 112x92; 2 of the 10 of each person, drawn with seed 0, are held out."""
+    stored = _load_npz(io.BytesIO(path.read_bytes()), ("x", "y"))
+    if stored["y"].shape != stored["x"].shape[:1]:
+        raise _Unusable(f"Shapes {stored['x'].shape} of images and {stored['y'].shape} of labels do not fit.")
+    return _verified(_split(stored["x"], stored["y"], 0.2), source)
+
+
+_GIVEN: Mapping[str, tuple[str, Callable[[Path, Source], Arrays]]] = {
+    "cifar10-jpeg": ("cifar10-jpeg.npz", _read_jpegs),
+    "orl": ("orl-faces.npz", _read_faces),
+}
+"""Data sets that lie in the folder of the environment variable or nowhere: their file, and what reads it."""
+
+
+def _download(folder: Path, files: Sequence[str], source: Source, read: Callable[[Path, Source], Arrays]) -> Arrays:
     checksums = dict(zip(files, (source.md5 or {}).values(), strict=True))
     for file in files:
         fetch([url + file for url in source.urls], folder / file, checksums[file])
     return read(folder, source)
 
 
-def _digits(source: _Source) -> Arrays:
+def _digits(source: Source) -> Arrays:
     """1,797 images of 8x8; a quarter of each class, drawn with seed 0, is held out."""
     try:
         from sklearn.datasets import load_digits
@@ -386,11 +322,16 @@ def _digits(source: _Source) -> Arrays:
             "The digits are not those that the models were trained on.",
             [Problem("scikit-learn", "The SHA-256 of its digits differs.", "install scikit-learn 1.5 or newer.")],
         )
+    return _split(images, labels, 0.25)
+
+
+def _split(images: Pixels, labels: Pixels, share: float) -> Arrays:
+    """Hold out a share of each class, drawn with seed 0."""
     random = np.random.default_rng(0)
     held_out = np.zeros(len(labels), dtype=bool)
-    for label in range(10):
+    for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
-        held_out[members[: len(members) // 4]] = True
+        held_out[members[: int(share * len(members))]] = True
     return {
         "x_train": images[~held_out],
         "y_train": labels[~held_out],

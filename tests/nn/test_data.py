@@ -41,12 +41,12 @@ def arrays(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     shapes = {"x_train": (5, 4, 4), "y_train": (5,), "x_test": (2, 4, 4), "y_test": (2,)}
     made = {part: random.integers(0, 10, shape, dtype=np.uint8) for part, shape in shapes.items()}
     source = replace(
-        data._SOURCES["mnist"],
+        data.SOURCES["mnist"],
         urls=(),
         sha256={part: hashlib.sha256(array.tobytes()).hexdigest() for part, array in made.items()},
         md5={part: hashlib.md5(_idx_gz(array)).hexdigest() for part, array in made.items()},
     )
-    monkeypatch.setattr(data, "_SOURCES", {**data._SOURCES, "mnist": source})
+    monkeypatch.setattr(data, "SOURCES", {**data.SOURCES, "mnist": source})
     return made
 
 
@@ -187,15 +187,37 @@ def test_cifar_is_read_from_the_binary_archive(tmp_path: Path, monkeypatch: pyte
             archive.addfile(member, io.BytesIO(records[i].tobytes()))
     folder = tmp_path / "debian/cifar10"
     folder.mkdir(parents=True)
-    (folder / data._CIFAR_FILE).write_bytes(blob.getvalue())
+    (folder / data.CIFAR_FILE).write_bytes(blob.getvalue())
     with pytest.raises(DataError, match="SHA-256"):
         load_dataset("cifar10", download=False)
     digest = hashlib.sha256(blob.getvalue()).hexdigest()
-    source = replace(data._SOURCES["cifar10"], sha256={data._CIFAR_FILE: digest})
-    monkeypatch.setattr(data, "_SOURCES", {"cifar10": source})
+    source = replace(data.SOURCES["cifar10"], sha256={data.CIFAR_FILE: digest})
+    monkeypatch.setattr(data, "SOURCES", {"cifar10": source})
     found = load_dataset("cifar10", download=False)
     assert found.x_train.shape == (10, 3, 32, 32) and found.y_test.tolist() == records[5, :, 0].tolist()
     assert found.x_test[1, 2, 31, 31] == np.float32(records[5, 1, 3072]) / np.float32(255)
+
+
+def test_faces_are_split_by_person_and_a_file_that_is_not_theirs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECURE_INFER_DATA", str(tmp_path))
+    random, file = np.random.default_rng(2), tmp_path / "orl-faces.npz"
+    x, y = random.integers(0, 256, (30, 6, 5), dtype=np.uint8), np.repeat(np.arange(3, dtype=np.uint8), 10)
+    with pytest.raises(DataError, match=r"orl-faces\.npz"):
+        load_dataset("orl")
+    for damaged, why in (({"x": x}, "npz"), ({"x": x, "y": y[1:]}, "do not fit"), ({"x": x, "y": y}, "SHA-256")):
+        np.savez(file, **damaged)
+        with pytest.raises(DataError, match=why):
+            load_dataset("orl")
+    parts = data._split(x, y, 0.2)
+    digests = {part: hashlib.sha256(array.tobytes()).hexdigest() for part, array in parts.items()}
+    monkeypatch.setattr(data, "SOURCES", {"orl": replace(data.SOURCES["orl"], sha256=digests)})
+    faces = load_dataset("orl")
+    assert faces.x_train.shape == (24, 1, 6, 5) and faces.x_test.shape == (6, 1, 6, 5)
+    assert faces.y_test.tolist() == [0, 0, 1, 1, 2, 2] and faces.x_test.max() <= 1
+    images = np.concatenate([faces.x_train, faces.x_test]).reshape(30, -1)
+    assert len(np.unique(images, axis=0)) == 30, "no image is in both parts"
 
 
 @pytest.fixture
@@ -226,8 +248,8 @@ def test_a_data_set_is_downloaded_once(
     for part, file in data._IDX_FILES.items():
         (folder / file).write_bytes(_idx_gz(arrays[part]))
     # The first mirror lacks the files.
-    source = replace(data._SOURCES["mnist"], urls=(f"{address}nothing/", address))
-    monkeypatch.setattr(data, "_SOURCES", {"mnist": source})
+    source = replace(data.SOURCES["mnist"], urls=(f"{address}nothing/", address))
+    monkeypatch.setattr(data, "SOURCES", {"mnist": source})
     np.testing.assert_array_equal(load_dataset("mnist").y_train, arrays["y_train"])
     for file in data._IDX_FILES.values():
         (folder / file).unlink()
