@@ -25,7 +25,13 @@ from secure_infer.graph.types import Integers
 from secure_infer.wire.transport import InProcess
 
 Mode = Literal["clear", "simulate", "encrypted"]
-_LIBRARIES = {"tfhe": "concrete-python", "ckks": "tenseal", "mpc": "crypten", "mpc-fss": "cryptography"}
+_LIBRARIES = {
+    "tfhe": "concrete-python",
+    "ckks": "tenseal",
+    "mpc": "crypten",
+    "mpc-fss": "cryptography",
+    "mpc-spu": "spu",
+}
 
 
 class Compiled:
@@ -133,7 +139,7 @@ def check(net: Any, protocol: str, input_shape: tuple[int, ...] | None = None) -
 
     Args:
         net: A torch network, or a fitted model of scikit-learn or XGBoost.
-        protocol: "clear", "tfhe", "ckks", "mpc" or "mpc-fss".
+        protocol: "clear", "tfhe", "ckks", "mpc", "mpc-fss" or "mpc-spu".
         input_shape: Shape of one input of a network, `(features,)` or `(channels, height, width)`; with it, shapes are
             checked too.
 
@@ -171,7 +177,7 @@ def compile(
             what their outputs mean); or a `Graph`.
         calibration: Typical inputs as reals, shape `(n, *input shape)`; they set every range. They do not end up in
             the result, except that for trees the edges between bins are midpoints between values of single features.
-        protocol: "clear", "tfhe", "ckks", "mpc" or "mpc-fss".
+        protocol: "clear", "tfhe", "ckks", "mpc", "mpc-fss" or "mpc-spu".
         n_bits: Bits for layers that bring no quantization of their own.
         options: Options of the protocol, see `secure_infer.backends`.
 
@@ -194,7 +200,7 @@ def compile(
         )
     calibration = as_array(calibration, "calibration")
     graph = _trace(net, calibration, protocol, n_bits)
-    graph = passes.optimize(graph, pool_first=protocol in ("mpc", "mpc-fss"))
+    graph = passes.optimize(graph, pool_first=protocol.startswith("mpc"))
     require_supported(backend, graph)
     if options.get("keys_of") is not None:
         options["keys_of"] = _half_of(options["keys_of"])

@@ -19,6 +19,7 @@ LIBRARIES = {
     "ckks": ("tenseal",),
     "mpc": ("crypten", "torch"),
     "mpc-fss": ("cryptography",),
+    "mpc-spu": ("spu", "jax"),
 }
 """Distributions that a protocol's figures depend on."""
 

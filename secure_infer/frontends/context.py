@@ -14,7 +14,7 @@ from secure_infer.frontends.builder import Builder, Value
 from secure_infer.frontends.quantize import Grid, Reals
 from secure_infer.graph.types import Shape, TypeProblem
 
-PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss")
+PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss", "mpc-spu")
 
 
 @runtime_checkable
@@ -101,6 +101,7 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     "tfhe": {"input": 4, "weights": 5, "activations": 3},
     "mpc": {"input": 8, "weights": 8, "activations": 5},
     "mpc-fss": {"input": 8, "weights": 8, "activations": 3},
+    "mpc-spu": {"input": 8, "weights": 8, "activations": 3},
     "ckks": {"input": 8, "weights": 12, "activations": 12},
 }
 

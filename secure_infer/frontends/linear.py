@@ -290,7 +290,7 @@ def _common_scale(ctx: Context, a: Value, b: Value, label: str) -> tuple[Value, 
     return left, right, (gain if a is kept else 1, gain if b is kept else 1)
 
 
-_STEPS = {"tfhe": 16, "mpc": 64, "mpc-fss": 64, "clear": 64, "ckks": 1024}
+_STEPS = {"tfhe": 16, "mpc": 64, "mpc-fss": 64, "mpc-spu": 64, "clear": 64, "ckks": 1024}
 
 
 def _grain(ctx: Context, value: Value) -> float:

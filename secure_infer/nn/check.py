@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from secure_infer.errors import Problem, UsageError
 from secure_infer.nn.integers import ShiftNorm2d
 
-PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss")
+PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss", "mpc-spu")
 
 Finding = tuple[str, str]
 Rule = Callable[[Any, str], Iterator[Finding]]
@@ -51,7 +51,7 @@ def check(net: nn.Module, protocol: str, input_shape: tuple[int, ...] | None = N
 
     Args:
         net: The network.
-        protocol: "clear", "tfhe", "ckks", "mpc" or "mpc-fss".
+        protocol: "clear", "tfhe", "ckks", "mpc", "mpc-fss" or "mpc-spu".
         input_shape: Shape of one input, `(features,)` or `(channels, height, width)`; with it, shapes are checked too.
 
     Returns:

@@ -86,7 +86,7 @@ def fix(
 
     Args:
         net: The network; it is copied, not changed.
-        protocol: "clear", "tfhe", "ckks", "mpc" or "mpc-fss".
+        protocol: "clear", "tfhe", "ckks", "mpc", "mpc-fss" or "mpc-spu".
         calibration: Typical inputs, shape `(n, *input shape)`; with them, each activation gets its own radius, 1.1
             times the greatest input it sees.
         degree: Degree of the polynomials.

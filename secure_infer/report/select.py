@@ -9,7 +9,7 @@ from secure_infer.backends.parties.network import LOOPBACK
 from secure_infer.bench.records import Record
 from secure_infer.bench.statistics import ratio_of_medians
 
-PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss")
+PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss", "mpc-spu")
 
 
 def order(record: Record) -> tuple[str, int, bool, str, int, str, str]:

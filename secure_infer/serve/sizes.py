@@ -48,7 +48,7 @@ def sizes(interface: Interface, parameters: Mapping[str, Any]) -> Sizes:
         match interface.protocol:
             case "clear":
                 return Sizes("integers", _WORD * elements, 1, "", 0)
-            case "mpc" | "mpc-fss":
+            case "mpc" | "mpc-fss" | "mpc-spu":
                 return Sizes("mpc-share", _WORD * elements, 1, "", 0)
             case "ckks":
                 return _ckks(parameters)

@@ -113,6 +113,8 @@ class Channel:
         rounds: Messages or simultaneous exchanges of messages so far.
     """
 
+    _awake_s = _AWAKE_S
+
     def __init__(
         self, peer: str, inbound: ssl.SSLSocket, outbound: ssl.SSLSocket, network: Network | None = None
     ) -> None:
@@ -180,6 +182,10 @@ class Channel:
         """Set no time limit for the peer: it may have nothing to say for hours."""
         self._inbound.settimeout(None)
 
+    def fall_asleep_at_once(self) -> None:
+        """Do not look for a message before waiting for it: the peer needs this core."""
+        self._awake_s = 0.0
+
     def close(self) -> None:
         """Close the connections; a peer that waits is told so at once."""
         for connection in (self._inbound, self._outbound):
@@ -225,7 +231,7 @@ class Channel:
         """Fill a buffer until it holds so many bytes, or more; returns how many."""
         try:
             while there < wanted:
-                asleep = time.perf_counter() + _AWAKE_S
+                asleep = time.perf_counter() + self._awake_s
                 while not self.has_message() and time.perf_counter() < asleep:
                     pass
                 got = self._inbound.recv_into(buffer[there:])

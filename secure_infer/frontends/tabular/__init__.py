@@ -20,7 +20,7 @@ from secure_infer.graph.encoding import Affine, Bins, Encoding
 
 __all__ = ["check", "to_graph"]
 
-_PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss")
+_PROTOCOLS = ("clear", "tfhe", "ckks", "mpc", "mpc-fss", "mpc-spu")
 _SUM_BITS = 13
 _DEFAULTS: dict[Family, dict[str, int]] = {"linear": {"input": 10, "weights": 12}, "trees": {"input": 5}}
 
@@ -95,7 +95,7 @@ def _translated(
     # Sums over all trees should stay within some bits, and each value needs a few.
     values = max(4, _SUM_BITS - math.ceil(math.log2(len(trees)))) if protocol == "tfhe" else 16
     bits = _bits(n_bits, {**_DEFAULTS[kind], "weights": values})
-    return forest_graph(end, trees, z, found, bits["input"], bits["weights"], protocol not in ("mpc", "mpc-fss"))
+    return forest_graph(end, trees, z, found, bits["input"], bits["weights"], not protocol.startswith("mpc"))
 
 
 def _bits(given: int | Mapping[str, int] | None, defaults: Mapping[str, int]) -> dict[str, int]:
