@@ -97,7 +97,7 @@ def _nodes(plan: Plan, step: Step, batch: int) -> int:
 
 def nodes_of(form: Form, foreseen: int = 0) -> int:
     """Blocks of AES that an evaluation takes, if so many levels are foreseen."""
-    return (form.levels - foreseen) * (1 + form.blocks) + form.leaf_blocks
+    return (form.levels - foreseen) * (1 + form.blocks) + form.blocks
 
 
 def _message(size: int, both: bool = True) -> Cost:

@@ -2,18 +2,19 @@
 
 The construction is that of Boyle, Chandran, Gilboa, Gupta, Ishai, Kumar and Rathee (EUROCRYPT 2021, figure 1), with two
 changes. The last levels of the tree are cut off: one node serves several neighboring points
-(Boyle, Gilboa and Ishai, CCS 2016, section 3.2.1). And both control bits of a level sit in the two low bits of its
-correction of seeds, which seeds keep clear, so that seeds have 126 bits.
+(Boyle, Gilboa and Ishai, CCS 2016, section 3.2.1), also more than share a block. And both control bits of a level sit
+in the two low bits of its correction of seeds, which seeds keep clear, so that seeds have 126 bits.
 
-The generator is AES-128 in the mode of Matyas, Meyer and Oseas, `AES(K, s ^ j) ^ s ^ j`, for j = 0 ... 4; a value that
-takes several blocks has j + 8, j + 16 ... as well. The key K is
-the dealer's own, another one for each model, so that nobody can prepare tables for it beforehand (Guo, Katz, Wang and
-Yu, IEEE S&P 2020). Many keys are made and evaluated at once: an array's second axis counts them.
+The generator is AES-128 in the mode of Matyas, Meyer and Oseas, `AES(K, s ^ j) ^ s ^ j`, for j = 0 ... 4; what takes
+several blocks has j + 8, j + 16 ... as well. The key K is the dealer's own, another one for each model, so that nobody
+can prepare tables for it beforehand (Guo, Katz, Wang and Yu, IEEE S&P 2020). Many keys are made and evaluated at once:
+an array's second axis counts them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,18 @@ class Form:
     payload: int
     kind: np.dtype[Any]
 
-    @property
+    @cached_property
+    def size(self) -> int:
+        """Bytes of a value."""
+        return self.payload * self.kind.itemsize
+
+    @cached_property
     def cut(self) -> int:
-        """Levels that are cut off: as many as leave the values of all points below in one block; or one."""
-        room = BLOCK // (self.payload * self.kind.itemsize)
-        return min(self.bits, max(1, room.bit_length() - 1))
+        """Levels that are cut off: one, and more as long as one adds at most twice the bytes that a level takes."""
+        cut = 1
+        while (1 << cut) * self.size <= 2 * (BLOCK + self.size):
+            cut += 1
+        return min(self.bits, cut)
 
     @property
     def levels(self) -> int:
@@ -68,18 +76,22 @@ class Form:
     @property
     def blocks(self) -> int:
         """Pseudorandom blocks that one value takes."""
-        return -(-self.payload * self.kind.itemsize // BLOCK)
+        return -(-self.size // BLOCK)
+
+    @property
+    def neighbors(self) -> int:
+        """Points below a last node whose values share a block; no value lies across two, if it fits into one."""
+        return min(self.leaves, max(1, BLOCK // self.size))
 
     @property
     def leaf_blocks(self) -> int:
         """Blocks that the values of all points below a last node take."""
-        return -(-self.leaves * self.payload * self.kind.itemsize // BLOCK)
+        return self.leaves // self.neighbors * self.blocks
 
     @property
     def bytes(self) -> int:
         """Size of what both keys have in common."""
-        value = self.payload * self.kind.itemsize
-        return self.levels * (BLOCK + value) + self.leaves * value
+        return self.levels * (BLOCK + self.size) + self.leaves * self.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +283,7 @@ def evaluate(
     Returns:
         Shape `(n, payload)`.
     """
-    size = max(1, _WALKED // max(form.blocks * form.levels, form.leaf_blocks))
+    size = max(1, _WALKED // (form.blocks * (form.levels + 1)))
     pieces = []
     for start in range(0, max(len(x), 1), size):
         at = slice(start, start + size)
@@ -322,9 +334,9 @@ def _walk(form: Form, generator: Generator, begun: _Begun, common: Corrections, 
         made[:, 0] &= _CLEAR
     if levels:
         total += _values(form, generator, way[:-1], controls[:-1], common.values)
-    at, leaf = np.arange(count), (x & np.uint64(form.leaves - 1)).astype(np.intp)
-    total += _leaf(generator, way[levels], form)[at, leaf]
-    total += _where(controls[levels], common.leaves[at, leaf], form)
+    leaf = x & np.uint64(form.leaves - 1)
+    total += _below(form, generator, way[levels], leaf)
+    total += _where(controls[levels], common.leaves[np.arange(count), leaf.astype(np.intp)], form)
     return total
 
 
@@ -342,7 +354,7 @@ def _values(form: Form, generator: Generator, way: Words, controls: Words, corre
 
 def _where(controls: Words, values: Ring, form: Form) -> Ring:
     """Values `(..., payload)` where the control bits are set, else zero."""
-    size = form.payload * form.kind.itemsize
+    size = form.size
     if size > _WORD.itemsize or size & (size - 1):
         return np.asarray(values * controls.astype(form.kind)[..., None])
     whole = np.dtype(f"u{size}")  # numpy is slow on short axes
@@ -366,8 +378,25 @@ def _last(form: Form, generator: Generator, alpha: Words, beta: Ring, state: Wor
 def _leaf(generator: Generator, state: Words, form: Form) -> Ring:
     """The words of all points below the last nodes, `(n, leaves, payload)`."""
     made = generator.children(state, _kinds(_LEAF, form.leaf_blocks))
-    words = _joined(made.view(form.kind))[..., : form.leaves * form.payload]
-    return np.reshape(words, (len(state), form.leaves, form.payload))
+    return _neighbors(_joined(made.view(form.kind)), form).reshape(len(state), form.leaves, form.payload)
+
+
+def _below(form: Form, generator: Generator, nodes: Words, leaf: Words) -> Ring:
+    """The words of one point below each last node, `(n, payload)`; only its own blocks are made."""
+    first = leaf // np.uint64(form.neighbors) * np.uint64(form.blocks)
+    made = np.repeat(nodes[None], form.blocks, axis=0)
+    made[..., 1] ^= _kinds(_LEAF, form.blocks)[:, None] + np.uint64(_NEXT) * first
+    words = _neighbors(_joined(generator.expand(made).view(form.kind)), form)[:, 0]
+    if form.neighbors == 1:
+        return np.asarray(words[:, 0])
+    return np.asarray(words[np.arange(len(leaf)), (leaf % np.uint64(form.neighbors)).astype(np.intp)])
+
+
+def _neighbors(words: Ring, form: Form) -> Ring:
+    """Words of blocks, `(n, ...)`, as those of points: `(n, groups of neighbors, neighbors, payload)`."""
+    grouped = words.reshape(len(words), -1, form.blocks * BLOCK // form.kind.itemsize)
+    used = grouped[..., : form.neighbors * form.payload]
+    return used.reshape(*used.shape[:2], form.neighbors, form.payload)
 
 
 def _words(blocks: Words, form: Form) -> Ring:

@@ -71,7 +71,7 @@ class Fusing:
         outputs, inputs = step.parameters["weight"]
         functions = inputs * step.parameters["thresholds"][1]
         form, plain = (Form(step.parameters["bits"] - 1, payload, kind) for payload in (1 + outputs, 1))
-        blocks = functions * (form.levels * form.blocks + form.leaf_blocks - plain.levels * plain.blocks)
+        blocks = functions * ((form.levels + 1) * form.blocks - (plain.levels + 1) * plain.blocks)
         size = functions * (form.bytes + form.payload * kind.itemsize)
         return bool(0 < size <= self.most_bytes) and blocks * _BLOCK_S < self.round_trip_s / 2 + _EXCHANGE_S
 

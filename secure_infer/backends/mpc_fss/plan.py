@@ -13,7 +13,7 @@ from secure_infer.backends.parties.halves import integer, parameters_of, refused
 from secure_infer.graph.graph import INPUT
 from secure_infer.graph.types import MOST_ELEMENTS, Shape
 
-SCHEMA = 1
+SCHEMA = 2  # the sizes of correlations follow from the plan
 OUTSOURCED, OWNER = "outsourced", "owner"
 MODES = (OUTSOURCED, OWNER)
 

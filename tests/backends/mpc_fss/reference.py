@@ -13,8 +13,8 @@ class Slow:
     def __init__(self, key: bytes, bits: int, payload: int, word: int) -> None:
         self.encryptor = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
         self.bits, self.payload, self.word = bits, payload, word
-        self.cut = 0
-        while (self.cut == 0 or (2 << self.cut) * payload * word <= 128) and self.cut < bits:
+        self.cut, value = 1, payload * word
+        while value << self.cut <= 2 * (128 + value) and self.cut < bits:
             self.cut += 1
 
     def block(self, seed: int, tweak: int) -> int:
@@ -52,8 +52,10 @@ class Slow:
                 seed ^= seeds[level] & LOW
                 flag ^= (seeds[level] >> right) & 1
             control = flag
-        numbers = self.words(seed, 4, self.payload << self.cut)
-        leaf = x % (1 << self.cut)
+        leaf, shared = x % (1 << self.cut), max(1, 128 // (self.payload * self.word))
+        shared = min(shared, 1 << self.cut)
+        blocks = -(-self.payload * self.word // 128)
+        numbers = self.words(seed, 4 + 8 * (leaf // shared) * blocks, shared * self.payload)
         for i in range(self.payload):
-            total[i] += numbers[leaf * self.payload + i] + (leaves[leaf][i] if control else 0)
+            total[i] += numbers[leaf % shared * self.payload + i] + (leaves[leaf][i] if control else 0)
         return [(-t if party else t) % (1 << self.word) for t in total]
