@@ -48,12 +48,12 @@ def compiled(graph: Graph, **options: object) -> Program:
     return BACKEND.compile(graph, inputs_for(graph, 2), options)
 
 
-def run_both(roles: list[PartyRole], messages: tuple[bytes, ...]) -> list[bytes]:
+def run_all(roles: list[PartyRole], messages: tuple[bytes, ...]) -> list[bytes]:
     with ThreadPoolExecutor(len(roles)) as threads:
         return list(threads.map(lambda pair: pair[0].run(pair[1], b""), zip(roles, messages, strict=True)))
 
 
-def failures_of_both(roles: list[PartyRole], messages: Sequence[bytes]) -> list[BaseException | None]:
+def failures_of_all(roles: list[PartyRole], messages: Sequence[bytes]) -> list[BaseException | None]:
     with ThreadPoolExecutor(len(roles)) as threads:
         futures = [threads.submit(role.run, message, b"") for role, message in zip(roles, messages, strict=True)]
     return [future.exception() for future in futures]
@@ -65,7 +65,7 @@ def predict(session: Session, program: Program, x: Integers) -> Integers:
     session.load(parts)
     roles = [PartyRole(session, party) for party in range(plan.parties)]
     client = BACKEND.client(program.client)
-    y = client.decrypt(run_both(roles, client.encrypt(x, client.keygen())), client.keygen())
+    y = client.decrypt(run_all(roles, client.encrypt(x, client.keygen())), client.keygen())
     expected = cost(plan, len(x))
     assert [role.statistics["rounds"] for role in roles] == [expected.rounds] * plan.parties
     assert sum(role.statistics["bytes_sent"] for role in roles) == expected.bytes

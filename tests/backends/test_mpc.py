@@ -52,7 +52,7 @@ from tests.backends.mpc_networks import (
     compiled,
     ints,
     predict,
-    run_both,
+    run_all,
 )
 
 
@@ -105,7 +105,7 @@ def test_the_same_model_again_and_other_batches(session: Session) -> None:
     client = BACKEND.client(program.client)
     for n in (3, 3, 1, 3, 1, 7):
         x = inputs_for(graph, n, seed=n)
-        y = client.decrypt(run_both(roles, client.encrypt(x, client.keygen())), client.keygen())
+        y = client.decrypt(run_all(roles, client.encrypt(x, client.keygen())), client.keygen())
         assert np.array_equal(y, interpret(graph, x))
         assert roles[0].statistics["rounds"] == cost(plan, n).rounds
 
@@ -169,12 +169,12 @@ def test_first_party_runs_and_ends_with_its_parent() -> None:
     script = """
 import numpy as np, json
 from secure_infer.graph import interpret
-from tests.backends.mpc_networks import BACKEND, TINY, compiled, run_both
+from tests.backends.mpc_networks import BACKEND, TINY, compiled, run_all
 from tests.strategies import inputs_for
 program = compiled(TINY, provider="first-party", insecure_dev=True)
 roles = BACKEND.servers(program.servers)
 client, x = BACKEND.client(program.client), inputs_for(TINY, 3)
-y = client.decrypt(run_both(roles, client.encrypt(x, client.keygen())), client.keygen())
+y = client.decrypt(run_all(roles, client.encrypt(x, client.keygen())), client.keygen())
 print(json.dumps([bool(np.array_equal(y, interpret(TINY, x))), list(roles[0]._session.processes.values())]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=200)

@@ -23,7 +23,7 @@ from tests.strategies import inputs_for
 pytest.importorskip("crypten")
 
 from secure_infer.backends.parties.session import PartyRole, Session
-from tests.backends.mpc_networks import BACKEND, CASES, TINY, alone, compiled, failures_of_both, run_both
+from tests.backends.mpc_networks import BACKEND, CASES, TINY, alone, compiled, failures_of_all, run_all
 
 
 def test_refused_messages_leave_the_parties_usable(session: Session) -> None:
@@ -55,10 +55,10 @@ def test_refused_messages_leave_the_parties_usable(session: Session) -> None:
             for party, m in enumerate(client.encrypt(x, client.keygen()))
         )
     ]
-    failures = failures_of_both(roles, uneven)
+    failures = failures_of_all(roles, uneven)
     assert all("share of another shape" in str(failure) for failure in failures)
-    assert all("refused its share" in str(failure) for failure in failures_of_both(roles, good))
-    y = client.decrypt(run_both(roles, client.encrypt(x, client.keygen())), client.keygen())
+    assert all("refused its share" in str(failure) for failure in failures_of_all(roles, good))
+    y = client.decrypt(run_all(roles, client.encrypt(x, client.keygen())), client.keygen())
     assert np.array_equal(y, interpret(TINY, x))
 
 
@@ -72,10 +72,10 @@ def test_a_party_that_is_run_alone_gives_up_and_stays_usable() -> None:
             with pytest.raises(ProtocolError, match=f"party {1 - party} was not given its share within 3 s"):
                 roles[party].run(client.encrypt(x, client.keygen())[party], b"")
         messages = client.encrypt(x, client.keygen())
-        assert np.array_equal(client.decrypt(run_both(roles, messages), client.keygen()), interpret(graph, x))
+        assert np.array_equal(client.decrypt(run_all(roles, messages), client.keygen()), interpret(graph, x))
         processes = list(roles[0]._session.processes.values())
         os.kill(roles[0]._session.processes["dealer"], signal.SIGKILL)
-        failures = failures_of_both(roles, client.encrypt(x, client.keygen()))
+        failures = failures_of_all(roles, client.encrypt(x, client.keygen()))
         assert all(isinstance(failure, ProtocolError) for failure in failures)
         assert all("dealer" in str(failure) for failure in failures)
     finally:

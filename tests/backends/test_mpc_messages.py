@@ -30,7 +30,7 @@ from tests.strategies import inputs_for
 pytest.importorskip("crypten")
 
 from secure_infer.backends.parties.session import PartyRole, Session
-from tests.backends.mpc_networks import BACKEND, CASES, TINY, VECTOR, alone, compiled, run_both
+from tests.backends.mpc_networks import BACKEND, CASES, TINY, VECTOR, alone, compiled, run_all
 
 
 def test_shares_are_uniform_whatever_the_input() -> None:
@@ -64,7 +64,7 @@ def test_replies_are_fresh_shares(session: Session) -> None:
     session.load(parts)
     client = BACKEND.client(program.client)
     sent = client.encrypt(inputs_for(CASES["reshape"], 1), client.keygen())
-    replies = run_both([PartyRole(session, party) for party in (0, 1)], sent)
+    replies = run_all([PartyRole(session, party) for party in (0, 1)], sent)
     for message, reply in zip(sent, replies, strict=True):
         shares = [
             np.frombuffer(frame.unpack(data, kind).parts[0], np.int64)
@@ -168,7 +168,7 @@ def test_replies_of_two_queries_do_not_mix(session: Session) -> None:
     session.load(unpack_halves(program.servers)[0])
     client = BACKEND.client(program.client)
     roles = [PartyRole(session, party) for party in (0, 1)]
-    first, second = (run_both(roles, client.encrypt(inputs_for(TINY, 1), client.keygen())) for _ in range(2))
+    first, second = (run_all(roles, client.encrypt(inputs_for(TINY, 1), client.keygen())) for _ in range(2))
     for replies in ((first[0], second[1]), first[::-1], (first[0][:-1], first[1])):
         with pytest.raises(DecryptionError):
             client.decrypt(replies, client.keygen())

@@ -38,10 +38,10 @@ from tests.backends.mpc_networks import (
     VECTOR,
     alone,
     compiled,
-    failures_of_both,
+    failures_of_all,
     ints,
     predict,
-    run_both,
+    run_all,
 )
 
 THREE = (0, 1, 2)
@@ -92,7 +92,7 @@ def test_the_dealer_deals_ahead_and_other_batches_do_not_disturb_it(session: Ses
     roles, client = [PartyRole(session, party) for party in THREE], BACKEND.client(program.client)
     for n in (3, 3, 1, 3):
         x = inputs_for(graph, n, seed=n)
-        y = client.decrypt(run_both(roles, client.encrypt(x, client.keygen())), client.keygen())
+        y = client.decrypt(run_all(roles, client.encrypt(x, client.keygen())), client.keygen())
         assert np.array_equal(y, interpret(graph, x))
         assert roles[0].statistics["bytes_from_dealer"] == cost(plan, n).dealer_bytes
         assert roles[1].statistics["bytes_from_dealer"] == roles[2].statistics["bytes_from_dealer"] == 0
@@ -194,7 +194,7 @@ def test_wrong_numbers_of_anything_are_refused(session: Session) -> None:
     session.load(unpack_halves(program.servers)[0])
     client, x = BACKEND.client(program.client), inputs_for(TINY, 2)
     roles = [PartyRole(session, party) for party in THREE]
-    replies = run_both(roles, client.encrypt(x, client.keygen()))
+    replies = run_all(roles, client.encrypt(x, client.keygen()))
     for wrong in (replies[:2], [*replies, replies[2]], [replies[0], replies[2], replies[1]]):
         with pytest.raises(DecryptionError):
             client.decrypt(wrong, client.keygen())
@@ -208,11 +208,11 @@ def test_a_bad_share_at_one_party_leaves_all_usable(session: Session) -> None:
     for party in THREE:
         messages = list(client.encrypt(x, client.keygen()))
         messages[party] = messages[party - 1]
-        failures = failures_of_both(roles, messages)
+        failures = failures_of_all(roles, messages)
         assert isinstance(failures.pop(party), BundleError)
         assert all(f"party {party} refused its share" in str(failure) for failure in failures)
     messages = client.encrypt(x, client.keygen())
-    assert np.array_equal(client.decrypt(run_both(roles, messages), client.keygen()), interpret(TINY, x))
+    assert np.array_equal(client.decrypt(run_all(roles, messages), client.keygen()), interpret(TINY, x))
 
 
 LONG = alone(QuantRelu(np.arange(-6, 8, 2)), TensorType((600,), -8, 7))
