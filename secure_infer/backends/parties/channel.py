@@ -233,7 +233,7 @@ class Channel:
             while there < wanted:
                 asleep = time.perf_counter() + self._awake_s
                 while not self.has_message() and time.perf_counter() < asleep:
-                    pass
+                    os.sched_yield()  # whoever has no core gets this one
                 got = self._inbound.recv_into(buffer[there:])
                 if not got:
                     raise lost(self.peer, "closed the connection")
