@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from secure_infer.errors import KeyMismatch, Problem, ProtocolError
+from secure_infer.errors import KeyMismatch, Problem, ProtocolError, UsageError
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class InProcess:
         Raises:
             KeyMismatch: Keys that were never uploaded.
             ProtocolError: The transport is closed.
+            UsageError: More or less messages than parties.
         """
         if self._closed:
             raise ProtocolError(
@@ -104,6 +105,11 @@ class InProcess:
             raise KeyMismatch(
                 "The server does not hold these evaluation keys.",
                 [Problem("evaluation keys", f"No keys named {key_name[:12]} were uploaded.", "upload them first.")],
+            )
+        if len(messages) != len(self._parties):
+            raise UsageError(
+                f"This model's protocol has {len(self._parties)} server parties.",
+                [Problem("messages", f"Got {len(messages)}.", "encrypt with the client half of the same model.")],
             )
         with self._turn:
             return self._run(messages, self._keys[key_name])

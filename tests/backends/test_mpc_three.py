@@ -9,7 +9,9 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,17 +20,19 @@ from hypothesis import strategies as st
 
 from secure_infer.backends.mpc.backend import setup, unpack_halves
 from secure_infer.backends.mpc.plan import Plan
+from secure_infer.backends.parties.messages import unpack
 from secure_infer.errors import BundleError, DecryptionError, ProtocolError, UsageError
 from secure_infer.graph import Graph, Linear, Node, Polynomial, QuantRelu, Sign, TensorType, interpret
+from secure_infer.graph.types import Integers
 from secure_infer.wire import frame
+from secure_infer.wire.transport import InProcess
 from tests.strategies import EXACT_OPS, graphs, inputs_for
 
 pytest.importorskip("crypten")
 
-from collections.abc import Iterator
-
 from secure_infer.backends.mpc.cost import cost
 from secure_infer.backends.mpc.dealer import Dealer, pairwise_and
+from secure_infer.backends.parties.seam import Setup
 from secure_infer.backends.parties.session import PartyRole, Session
 from secure_infer.backends.parties.streams import Stream
 from tests.backends.mpc_networks import (
@@ -171,6 +175,59 @@ def test_only_party_0_holds_weights() -> None:
         BACKEND.party_half(frame.pack("mpc-server", whole.parts, {"party": 2}), 2)
 
 
+def recorded(folder: Path, graph: Graph, x: Integers) -> tuple[list[Integers], dict[str, bytes]]:
+    """Shares of `x`, and what parties told each other when a model was loaded and in two runs on these shares."""
+    program = compiled(graph, parties=3)
+    client = BACKEND.client(program.client)
+    messages = client.encrypt(x, client.keygen())
+    session = Session(Setup("tests.backends.recording_party", 30.0, settings={"folder": str(folder)}, parties=3))
+    try:
+        session.load(unpack_halves(program.servers)[0])
+        for _ in range(2):
+            replies = run_all([PartyRole(session, party) for party in THREE], messages)
+            assert np.array_equal(client.decrypt(replies, client.keygen()), interpret(graph, x))
+    finally:
+        session.close()
+    shares = [
+        unpack(m, "mpc-share", unpack_halves(program.servers)[1].model, i, x.shape[1:]).values
+        for i, m in enumerate(messages)
+    ]
+    return shares, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_uniform(data: bytes) -> None:
+    """Each byte value is equally frequent: chi-square with 255 degrees of freedom, 6 sigma."""
+    frequencies, expected = np.bincount(np.frombuffer(data, np.uint8), minlength=256), len(data) / 256
+    assert len(data) > 10_000
+    assert abs(((frequencies - expected) ** 2 / expected).sum() - 255) < 6 * np.sqrt(2 * 255)
+
+
+def test_masked_inputs_and_weights_tell_no_coalition_of_two_anything(tmp_path: Path) -> None:
+    """What a coalition makes of a masked share with all that it knows is uniform, though input and weights are not."""
+    graph = alone(Linear(np.ones((8, 512), dtype=np.int64), np.zeros(8, dtype=np.int64)), TensorType((512,), -8, 7))
+    shares, told = recorded(tmp_path, graph, np.full((32, 512), 7))
+    masks = [
+        [
+            shares[party].astype(np.int16).reshape(-1) - np.frombuffer(told[f"{run}-{party}-0"], np.int16)
+            for run in (0, 1)
+        ]
+        for party in (1, 2)
+    ]
+    for mask in (masks[0][0], masks[1][0], masks[0][0] - masks[1][0], *(one - other for one, other in masks)):
+        assert_uniform(mask.tobytes())
+    assert told["load-0-1"] == told["load-0-2"]
+    assert_uniform(told["load-0-1"][32:])  # what follows the digest of the plan: the weights
+
+
+def test_opened_bits_are_masked_afresh_in_every_run(tmp_path: Path) -> None:
+    """What the parties open differs between two runs on the same shares as uniform bytes do."""
+    graph = alone(Sign(np.zeros(512, dtype=np.int64)), TensorType((512,), -8, 7))
+    _, told = recorded(tmp_path, graph, np.full((32, 512), -8))
+    for one, other in itertools.permutations(THREE, 2):
+        first, second = (np.frombuffer(told[f"{run}-{one}-{other}"], np.uint8) for run in (0, 1))
+        assert_uniform((first ^ second).tobytes())
+
+
 # Bad input and failures.
 
 
@@ -194,6 +251,10 @@ def test_wrong_numbers_of_anything_are_refused(session: Session) -> None:
     session.load(unpack_halves(program.servers)[0])
     client, x = BACKEND.client(program.client), inputs_for(TINY, 2)
     roles = [PartyRole(session, party) for party in THREE]
+    transport = InProcess(b"", roles)
+    for messages in (client.encrypt(x, client.keygen())[:2], BACKEND.client(two.client).encrypt(x, client.keygen())):
+        with pytest.raises(UsageError, match="3 server parties"):
+            transport.infer(messages, transport.upload(b""))
     replies = run_all(roles, client.encrypt(x, client.keygen()))
     for wrong in (replies[:2], [*replies, replies[2]], [replies[0], replies[2], replies[1]]):
         with pytest.raises(DecryptionError):

@@ -27,6 +27,7 @@ from secure_infer.backends.parties.process import connect
 from secure_infer.backends.parties.seam import PARTY_NAMES, Half, Setup
 from secure_infer.backends.parties.session import PartyRole, Session
 from secure_infer.backends.parties.standing import Link, Seat
+from secure_infer.backends.parties.worker import Worker
 
 MODEL = "m" * 32
 THREE = (0, 1, 2)
@@ -155,6 +156,22 @@ def test_a_killed_party_is_named_at_both_others(victim: int) -> None:
                     each.result(5)
     finally:
         session.close()
+
+
+@pytest.mark.parametrize(("cores", "crowded"), [(2, True), (3, False)])
+def test_parties_look_for_messages_only_where_each_has_a_core(
+    cores: int, crowded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, send = [], Worker.send
+
+    def noted(worker: Worker, verb: str, meta: Any = None, *rest: Any) -> None:
+        told.append(meta)
+        send(worker, verb, meta, *rest)
+
+    monkeypatch.setattr(Worker, "send", noted)
+    monkeypatch.setattr("secure_infer.backends.parties.session.usable_cores", lambda: cores)
+    Session(setup()).close()
+    assert [meta["crowded"] for meta in told if "crowded" in meta] == [crowded] * 3
 
 
 def test_parties_with_other_plans_do_not_load() -> None:

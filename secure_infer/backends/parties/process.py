@@ -3,8 +3,8 @@
 Commands come in on standard input, answers go out on standard output, each a frame behind its length (8 bytes, little
 endian). Whatever a library prints goes to standard error. The process ends when its standard input does.
 
-    start    {role, parties, peers, timeout, threads, listen, network, settings}; key, certificate, those of peers
-                                                                                        ->  {port}
+    start    {role, parties, peers, timeout, threads, listen, network, crowded, settings}; key, certificate, those of
+             the peers                                                                  ->  {port}
     connect  {addresses}                                                                ->  {}
     load     {}; the parts of the party's half                                          ->  {model, input_shape}
     a share, as the client sent it                         ->  {rounds, bytes_sent, seconds, cpu_seconds}; a share
@@ -136,6 +136,8 @@ def main(sit: Sit, deal: Deal) -> None:
         network = NETWORKS[meta.get("network", LOOPBACK)]
         addresses = {name: (host, port) for name, (host, port) in given.items()}
         channels = connect(role, gate, addresses, meta["parties"], network)
+        for channel in channels.values() if meta.get("crowded") else ():
+            channel.fall_asleep_at_once()
         if role == DEALER_NAME:
             deal(channels, lambda: write_frame(answers, frame.pack(ANSWER, [])), None)
         dealer = channels.pop(DEALER_NAME, None)

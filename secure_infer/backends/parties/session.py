@@ -18,6 +18,7 @@ from secure_infer.backends.parties.pairs import Pairs
 from secure_infer.backends.parties.party import PAUSE_S, PINGS
 from secure_infer.backends.parties.seam import DEALER_NAME, LONGEST_RUN, PARTY_NAMES, Setup
 from secure_infer.backends.parties.worker import GRACE_SECONDS, START_SECONDS, Worker
+from secure_infer.cores import usable_cores
 from secure_infer.errors import BundleError, Problem, ProtocolError, SecureInferError
 from secure_infer.graph.types import Shape
 from secure_infer.wire import frame
@@ -153,6 +154,7 @@ class Session:
                 "settings": dict(setup.settings),
                 "threads": threads,
                 "network": chosen(),
+                "crowded": setup.parties > usable_cores(),
             }
             mine = identities[name]
             worker.send("start", meta, [mine.key, mine.certificate, *peers.values()])
