@@ -67,7 +67,7 @@ def _pgd(libraries: Mapping[str, str], ground: Field) -> dict[str, Contender]:
     every_step = attack("pgd")(radius=RADIUS, steps=40, early_stop=False)  # type: ignore[call-arg]
     return {
         "ours, all steps": ours(ground, every_step),
-        "40 forward and backward passes": partial(_passes, ground, 40),
+        **_floor(ground, 40),
         **only(
             libraries,
             foolbox=lambda: foolbox(ground, "LinfPGD", radius=RADIUS, steps=40, abs_stepsize=step),
@@ -79,8 +79,12 @@ def _pgd(libraries: Mapping[str, str], ground: Field) -> dict[str, Contender]:
     }
 
 
+def _floor(ground: Field, steps: int) -> dict[str, Contender]:
+    """The gradients of an attack and nothing else."""
+    return {f"{steps} forward and backward passes": partial(_passes, ground, steps)}
+
+
 def _passes(ground: Field, steps: int) -> Tensor:
-    """The gradients of an attack and nothing else: its floor."""
     x = ground.images.clone().requires_grad_()
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(ground.net(x), ground.labels, reduction="sum")
@@ -106,11 +110,14 @@ def _apgd(libraries: Mapping[str, str], ground: Field) -> dict[str, Contender]:
 
 
 def _ddn(libraries: Mapping[str, str], ground: Field) -> dict[str, Contender]:
-    return only(
-        libraries,
-        foolbox=lambda: foolbox(ground, "DDNAttack", steps=100),
-        adv_lib=lambda: adv_lib(ground, "ddn", steps=100, levels=None),  # no other contender rounds to pixels
-    )
+    return {
+        **_floor(ground, 100),
+        **only(
+            libraries,
+            foolbox=lambda: foolbox(ground, "DDNAttack", steps=100),
+            adv_lib=lambda: adv_lib(ground, "ddn", steps=100, levels=None),  # no other contender rounds to pixels
+        ),
+    }
 
 
 def _fmn(libraries: Mapping[str, str], ground: Field) -> dict[str, Contender]:
