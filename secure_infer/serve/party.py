@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -21,6 +20,7 @@ from secure_infer.backends.parties.messages import QUERY
 from secure_infer.backends.parties.seam import SeveralParties
 from secure_infer.backends.parties.standing import Link, Seat
 from secure_infer.backends.parties.worker import Worker
+from secure_infer.cores import usable_cores
 from secure_infer.errors import LimitExceeded, Problem, ProtocolError, SecureInferError, UsageError
 from secure_infer.serve.base import Done, Job
 from secure_infer.serve.party_files import PartyHalf
@@ -77,7 +77,7 @@ class PartyRunner:
                 [Problem("provider", "Its party 0 deals, and could read every input.", "compile it with the dealer.")],
             )
         self._party, self._seat, self._capacity = half.party, seat, capacity
-        self._threads = threads or max(1, (os.cpu_count() or 1) // 2)
+        self._threads = threads or max(1, usable_cores() // 2)
         self._changed, self._waiting = threading.Condition(), dict[str, _Waiting]()
         self._trouble: SecureInferError | None = _not_connected(seat.role)
         self._worker: Worker | None = None

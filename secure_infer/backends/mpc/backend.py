@@ -99,16 +99,10 @@ class MpcBackend:
             ProtocolError: A process does not start.
         """
         require_crypten()
-        from secure_infer.backends.parties.session import PartyRole, Session
+        from secure_infer.backends.parties.session import start
 
         parts, public = unpack_halves(halves)
-        session = Session(setup(public.provider, public.timeout, public.parties))
-        try:
-            session.load(parts)
-        except BaseException:
-            session.close()
-            raise
-        return [PartyRole(session, party) for party in range(public.parties)]
+        return start(setup(public.provider, public.timeout, public.parties), parts)
 
     def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Integers:
         """The interpreter's result: the protocol computes modulo 2^64 without truncation, so it is exact."""
@@ -117,14 +111,10 @@ class MpcBackend:
     def primitives(self, program: Program) -> Mapping[str, float]:
         """Seconds for one round, one 16-bit comparison and one multiplication, measured between processes now."""
         require_crypten()
-        from secure_infer.backends.parties.session import Session
+        from secure_infer.backends.parties.session import measure
 
         _, public = unpack_halves(program.servers)
-        session = Session(setup(public.provider, public.timeout, public.parties))
-        try:
-            return session.measure()
-        finally:
-            session.close()
+        return measure(setup(public.provider, public.timeout, public.parties))
 
     def party_half(self, half: bytes, party: int) -> Half:
         """One party's half, unpacked.

@@ -82,16 +82,10 @@ class MpcSpuBackend:
             ProtocolError: A process does not start.
         """
         _require_spu()
-        from secure_infer.backends.parties.session import PartyRole, Session
+        from secure_infer.backends.parties.session import start
 
         parts, plan = unpack_halves(halves)
-        session = Session(_setup(plan))
-        try:
-            session.load(parts)
-        except BaseException:
-            session.close()
-            raise
-        return [PartyRole(session, party) for party in range(PARTIES[plan.scheme])]
+        return start(_setup(plan), parts)
 
     def simulate(self, graph: Graph, program: Program, x: Integers, seed: int) -> Integers:
         """The interpreter's result: the protocol is exact."""
@@ -100,14 +94,10 @@ class MpcSpuBackend:
     def primitives(self, program: Program) -> Mapping[str, float]:
         """Seconds for a message there and back and for an empty request, now."""
         _require_spu()
-        from secure_infer.backends.parties.session import Session
+        from secure_infer.backends.parties.session import measure
 
         _, plan = unpack_halves(program.servers)
-        session = Session(_setup(plan))
-        try:
-            return session.measure()
-        finally:
-            session.close()
+        return measure(_setup(plan))
 
     def party_half(self, half: bytes, party: int) -> Half:
         """One party's half, unpacked.

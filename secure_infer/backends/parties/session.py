@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import time
 import weakref
@@ -38,7 +37,7 @@ class Session:
     """
 
     def __init__(self, setup: Setup) -> None:
-        threads = max(1, (os.cpu_count() or 1) // setup.parties)
+        threads = max(1, usable_cores() // setup.parties)
         self.timeout, self._parties = setup.timeout, setup.party_names
         self._workers: dict[str, Worker] = {}
         alive = partial(_require, self._workers, self._parties)
@@ -249,6 +248,30 @@ class PartyRole:
     def close(self) -> None:
         """End all processes of the session, the other parties' too: one is of no use without the others."""
         self._session.close()
+
+
+def start(setup: Setup, halves: Sequence[Sequence[bytes]]) -> list[PartyRole]:
+    """All parties of a new session, with a model loaded: the parts of each party's half.
+
+    Raises:
+        ProtocolError: A process does not start.
+    """
+    session = Session(setup)
+    try:
+        session.load(halves)
+    except BaseException:
+        session.close()
+        raise
+    return [PartyRole(session, party) for party in range(setup.parties)]
+
+
+def measure(setup: Setup) -> dict[str, float]:
+    """What `Session.measure` finds in a session for this alone."""
+    session = Session(setup)
+    try:
+        return session.measure()
+    finally:
+        session.close()
 
 
 def _worker(workers: Mapping[str, Worker], name: str) -> Worker:
