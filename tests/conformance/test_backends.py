@@ -28,6 +28,13 @@ DRAWN = {"clear": 50, "tfhe": 3, "ckks": 4, "mpc": 3}
 
 PROTOCOLS = backends.protocols()
 """A new backend joins by its entry point alone."""
+OPTIONAL = {"mpc-spu": "spu"}
+"""Libraries that not every machine that runs the tests has."""
+
+
+def _require(protocol: str) -> None:
+    if protocol in OPTIONAL:
+        pytest.importorskip(OPTIONAL[protocol])
 
 
 def _expected(compiled: Compiled, x: Integers) -> npt.NDArray[np.float64]:
@@ -43,6 +50,7 @@ def _assert_close(compiled: Compiled, outputs: npt.NDArray[np.float64], expected
 
 @pytest.fixture(scope="module", params=PROTOCOLS)
 def compiled(request: pytest.FixtureRequest) -> Iterator[Compiled]:
+    _require(request.param)
     graph = small_graph(backends.load(request.param).exact)
     model = si.compile(graph, all_corners(graph), protocol=request.param)
     yield model
@@ -56,6 +64,7 @@ def x(compiled: Compiled) -> npt.NDArray[np.float64]:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_drawn_networks(protocol: str) -> None:
+    _require(protocol)
     ops = EXACT_OPS if backends.load(protocol).exact else REAL_OPS
 
     @settings(

@@ -248,12 +248,12 @@ def _look_up(op: Lookup, before: TensorType, need: int) -> _Lowered:
 
 
 def _polynomial(op: Polynomial, before: TensorType, need: int) -> _Lowered:
-    rows = np.atleast_2d(op.coefficients).copy()
-    rows[:, 0] += (1 << op.shift) >> 1
+    rows, half = np.atleast_2d(op.coefficients).copy(), (1 << op.shift) >> 1
     arrays = {"coefficients": rows}
     if op.shift:
-        shifted, half = Polynomial(op.coefficients).infer(before), (1 << op.shift) >> 1
+        shifted = Polynomial(op.coefficients).infer(before)
         need = max(need, bits_of(min(shifted.low + half, -1), max(shifted.high + half, 0)))
+        rows[:, 0] += half if need <= RING else 0
         arrays["base"] = np.array([0])
     return "Polynomial", {"coefficients": list(rows.shape), "shift": op.shift}, arrays, need
 

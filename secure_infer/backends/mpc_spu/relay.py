@@ -7,6 +7,7 @@ sends to a peer goes through the channel to that peer, among our own messages.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import threading
@@ -61,6 +62,14 @@ class Trunk(Channel):
         """Set no time limit for the peer."""
         self._seconds = None
 
+    def close(self) -> None:
+        """Close the connections, those to our SPU too."""
+        super().close()
+        for local in (self._listener, *self._local.values()):
+            with contextlib.suppress(OSError):
+                local.shutdown(socket.SHUT_RDWR)
+            local.close()
+
     def _send(self, data: bytes | memoryview) -> None:
         with self._turn:
             super()._send(OWN + bytes(data))
@@ -79,9 +88,10 @@ class Trunk(Channel):
 
     def _call(self) -> None:
         """Carry what our SPU says as a caller of the peer's."""
-        self._local[ANSWERS], _ = self._listener.accept()
-        self._listener.close()
-        self._carry(self._local[ANSWERS], CALLS)
+        with contextlib.suppress(OSError):  # it was closed before our SPU called
+            self._local[ANSWERS], _ = self._listener.accept()
+            self._listener.close()
+            self._carry(self._local[ANSWERS], CALLS)
 
     def _carry(self, local: socket.socket, kind: bytes) -> None:
         try:
