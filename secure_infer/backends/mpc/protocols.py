@@ -221,10 +221,10 @@ class Protocols:
     def _carries(self, share: Integers, levels: int) -> list[Integers]:
         """Binary shares of the carries out of each bit of the sum of all parties' words; `levels + 1` rounds.
 
-        Three words take a round more and have two carries out of each bit: the majority of its bits, and that of the sum of
-        the two words that are left. Carries are right within aligned blocks of `2**levels` bits. A carry is generated
-        where both bits are set and propagated where one is; a prefix tree joins neighboring blocks (Damgård et al., TCC
-        2006, section 6.3).
+        Three words take a round more and have two carries out of each bit: the majority of its bits, and that of the
+        sum of the two words that are left. Carries are right within aligned blocks of `2**levels` bits. A carry is
+        generated where both bits are set and propagated where one is; a prefix tree joins neighboring blocks (Damgård
+        et al., TCC 2006, section 6.3).
         """
         pairs = self._pairs(share)
         if len(self._peers) == 1:
