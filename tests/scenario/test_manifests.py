@@ -16,7 +16,7 @@ from secure_infer.serve.party_files import CERTIFICATE, KEY, MODEL, ROLES
 
 PROTOCOLS = Path(__file__).parents[2] / "protocols"
 NAMES = ("ckks", "mpc", "tfhe")
-COMPOSED = (*NAMES, "mpc-fss")
+COMPOSED = (*NAMES, "mpc-fss", "mpc-spu")
 
 
 def load(protocol: str, name: str) -> list[Any]:
@@ -57,7 +57,7 @@ def commands(protocol: str) -> Iterator[tuple[list[str], dict[str, str]]]:
 @pytest.mark.parametrize("protocol", COMPOSED)
 def test_their_commands_exist(protocol: str) -> None:
     found = list(commands(protocol))
-    assert len(found) == {"mpc": 7, "mpc-fss": 3}.get(protocol, 2)
+    assert len(found) == {"mpc": 7, "mpc-fss": 3, "mpc-spu": 3}.get(protocol, 2)
     for words, environment in found:
         function = {"serve": serve, "party": party}[words[0]]
         options = {f"--{name.replace('_', '-')}" for name in inspect.signature(function).parameters}
@@ -71,12 +71,16 @@ def test_their_commands_exist(protocol: str) -> None:
         assert {name for name in environment if name.startswith("SECURE_INFER_")} <= known
 
 
-@pytest.mark.parametrize("protocol", ["mpc", "mpc-fss"])
+@pytest.mark.parametrize("protocol", ["mpc", "mpc-fss", "mpc-spu"])
 def test_a_role_mounts_its_own_folder_only(protocol: str) -> None:
     """Where a stock of correlations is kept, the folder can be written to."""
     services = load(protocol, "compose.yaml")[0]["services"]
     mounts = [[v for v in service["volumes"] if v.startswith("./")] for service in services.values()]
-    end, roles = ("", ("a", "b", "dealer")) if protocol == "mpc-fss" else (":ro", tuple(ROLES))
+    end, roles = {
+        "mpc": (":ro", tuple(ROLES)),
+        "mpc-fss": ("", ("a", "b", "dealer")),
+        "mpc-spu": (":ro", ("a", "b", "c")),
+    }[protocol]
     assert sorted(path for (path,) in mounts) == [f"./roles/{role}:/role{end}" for role in roles]
 
 

@@ -23,13 +23,22 @@ from secure_infer.wire import frame
 from tests.cli.command import call, succeed
 
 PROTOCOLS = Path(__file__).parents[2] / "protocols"
-SERVERS = {"ckks": {"server"}, "tfhe": {"server"}, "mpc": {"party 0", "party 1"}, "mpc-fss": {"party 0", "party 1"}}
+SERVERS = {
+    "ckks": {"server"},
+    "tfhe": {"server"},
+    "mpc": {"party 0", "party 1"},
+    "mpc-fss": {"party 0", "party 1"},
+    "mpc-spu": {"party 0", "party 1", "party 2"},
+}
 
 
 @pytest.mark.parametrize(
-    "protocol", ["ckks", *(pytest.param(name, marks=pytest.mark.full) for name in ("tfhe", "mpc", "mpc-fss"))]
+    "protocol",
+    ["ckks", *(pytest.param(name, marks=pytest.mark.full) for name in ("tfhe", "mpc", "mpc-fss", "mpc-spu"))],
 )
 def test_a_protocol_folder_runs(protocol: str) -> None:
+    if protocol == "mpc-spu":
+        pytest.importorskip("spu")
     found = succeed("run", PROTOCOLS / protocol)
     assert len(found["predictions"]) == 3
     assert all(each["predicted"] == each["clear"] for each in found["predictions"])
@@ -48,7 +57,7 @@ def test_a_protocol_folder_runs(protocol: str) -> None:
 
 def _kept_and_sent(found: dict[str, Any], servers: set[str]) -> None:
     """The secret key stays, no message holds it or an input, and each server is sent what it needs."""
-    mpc = len(servers) == 2
+    mpc = len(servers) > 1
     assert found["secret_key_in_files_of"] == ([] if mpc else ["client"])
     assert not any(each["holds_secret_key"] or each["holds_input"] for each in found["messages"])
     assert {each["receiver"] for each in found["messages"]} == {"client", *servers}
