@@ -8,7 +8,7 @@ import pytest
 from secure_infer.bench import run_case
 from secure_infer.bench.cases import PEERS, Case, Entry
 from secure_infer.bench.contender import Subject
-from secure_infer.bench.peers import crypten_stock, load_peer, squares, tenseal_vector
+from secure_infer.bench.peers import crypten_stock, load_peer, spu, squares, tenseal_vector
 from secure_infer.errors import UnsupportedNetwork, UsageError
 from secure_infer.graph import Graph, Node, Polynomial, interpret_real
 from tests.bench.networks import binary_mlp, polynomial_cnn, subject
@@ -205,3 +205,24 @@ def test_concrete_ml_on_a_binarized_network() -> None:
         check_record(record)
     assert ours["agreement"] == peer["agreement"] == 1
     assert ours["ratios"] is None and peer["ratios"]["run_cpu_s"] > 1 and peer["ratios"]["evaluation_keys_sent"] > 1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("batch", [1, 4])
+def test_spu_beside_ours(batch: int) -> None:
+    pytest.importorskip("spu")
+    graph = binary_mlp()
+    entry = Entry("mpc", "tiny", 4, peer="spu", batch=batch)
+    peer = load_peer("spu")(subject(graph), entry)
+    try:
+        x = subject(graph).x[:batch]
+        assert np.array_equal(peer.infer(x).outputs, peer.clear(x))
+        assert peer.setup.parameters["ring_bits"] == (32 if batch == 1 else 64)
+    finally:
+        peer.close()
+
+
+def test_spu_can_not_be_slowed_down() -> None:
+    entry = Entry("mpc", "tiny", 1, peer="spu", network="lan")
+    with pytest.raises(UnsupportedNetwork, match="can't be slowed down"):
+        spu._plan(binary_mlp(), "ABY3", entry)
