@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secure_infer.backends.parties.client import MOST_PARTIES, PARTIES, RINGS
-from secure_infer.backends.parties.halves import integer, parameters_of, refused
+from secure_infer.backends.parties.halves import fields_of, integer, parameters_of, refused, refusing
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Polynomial, QuantRelu, Reshape, Sign, Sum
 from secure_infer.graph.types import Shape, TensorType, bits_of
@@ -114,14 +114,8 @@ class Plan:
         Raises:
             BundleError: Not such a plan, one of a newer schema, or one that holds more than a plan may.
         """
-        try:
-            fields = json.loads(data)
-            schema = fields.pop("schema")
-            if schema != SCHEMA:
-                raise refused(f"Its schema is {schema}; this version reads {SCHEMA}.")
-            steps = tuple(_step(entry) for entry in fields.pop("steps"))
-            shape = tuple(integer(size) for size in fields.pop("input_shape"))
-            plan = cls(**fields, input_shape=shape, steps=steps)
+        with refusing():
+            plan = cls(**fields_of(data, SCHEMA, _step))
             if plan.provider not in (DEALER, FIRST_PARTY) or not 0 < float(plan.timeout) < 1e6:
                 raise refused("Its provider or timeout is not one of ours.")
             if plan.output not in plan.shapes or len(plan.model) != 32 or plan.output_bits not in RINGS:
@@ -129,8 +123,6 @@ class Plan:
             if integer(plan.parties) not in range(PARTIES, MOST_PARTIES + 1):
                 raise refused(f"It is for {plan.parties} parties.")
             _ = plan.bits
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise refused(f"{type(error).__name__}: {error}.") from error
         return plan
 
 

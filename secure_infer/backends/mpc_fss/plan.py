@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secure_infer.backends.mpc_fss.ring import KINDS
-from secure_infer.backends.parties.halves import integer, parameters_of, refused
+from secure_infer.backends.parties.halves import fields_of, integer, parameters_of, refused, refusing
 from secure_infer.graph.graph import INPUT
 from secure_infer.graph.types import MOST_ELEMENTS, Shape
 
@@ -119,17 +119,9 @@ class Plan:
         Raises:
             BundleError: Not such a plan, one of a newer schema, or one that holds more than a plan may.
         """
-        try:
-            fields = json.loads(data)
-            schema = fields.pop("schema")
-            if schema != SCHEMA:
-                raise refused(f"Its schema is {schema}; this version reads {SCHEMA}.")
-            steps = tuple(_step(entry) for entry in fields.pop("steps"))
-            shape = tuple(integer(size) for size in fields.pop("input_shape"))
-            plan = cls(**fields, input_shape=shape, steps=steps)
+        with refusing():
+            plan = cls(**fields_of(data, SCHEMA, _step))
             _require_sound(plan)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise refused(f"{type(error).__name__}: {error}.") from error
         return plan
 
 

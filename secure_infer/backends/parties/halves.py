@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from secure_infer.backends.parties.client import PARTIES
@@ -65,6 +67,34 @@ def refused(what: str) -> BundleError:
     return BundleError(
         "The plan of a party can't be used.", [Problem("plan", what, "fetch or compile the model again.")]
     )
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """What goes wrong when a plan is read in this block is a BundleError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise refused(f"{type(error).__name__}: {error}.") from error
+
+
+def fields_of(data: bytes, schema: int, step: Callable[[Any], Any]) -> dict[str, Any]:
+    """The fields of a plan that was stored as JSON.
+
+    Args:
+        data: The plan.
+        schema: Which version of it can be read.
+        step: Reads and checks one of its steps.
+
+    Raises:
+        BundleError: It is of another schema, or what `step` raises.
+    """
+    fields: dict[str, Any] = json.loads(data)
+    found = fields.pop("schema")
+    if found != schema:
+        raise refused(f"Its schema is {found}; this version reads {schema}.")
+    shape = tuple(integer(size) for size in fields["input_shape"])
+    return {**fields, "input_shape": shape, "steps": tuple(step(entry) for entry in fields["steps"])}
 
 
 def integer(value: Any) -> int:
