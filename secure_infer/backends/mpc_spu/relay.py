@@ -18,8 +18,9 @@ from pathlib import Path
 from secure_infer.backends.parties.channel import Channel, lost
 from secure_infer.errors import ProtocolError
 
-OWN, CALLS, ANSWERS = b"\0", b"\1", b"\2"
-"""What a message holds, by its first byte: one of ours, what the sender's SPU says as a caller, or as one called."""
+OWN, PART, CALLS, ANSWERS = b"\0", b"\1", b"\2", b"\3"
+"""What a message holds, by its first byte: one of ours or its last part, an earlier part of one, what the sender's SPU
+says as a caller, or as one called."""
 _PIECE = 1 << 18
 _RETRY = 0.02
 _HEAD = 12
@@ -71,8 +72,11 @@ class Trunk(Channel):
             local.close()
 
     def _send(self, data: bytes | memoryview) -> None:
+        *first, last = (data[place : place + _PIECE] for place in range(0, max(1, len(data)), _PIECE))
         with self._turn:
-            super()._send(OWN + bytes(data))
+            for piece in first:
+                super()._send(PART + bytes(piece))
+            super()._send(OWN + bytes(last))
 
     def _receive(self, size: int | None) -> memoryview:
         try:
@@ -103,16 +107,19 @@ class Trunk(Channel):
 
     def _deliver(self) -> None:
         """Hand out all that comes from the peer, until it is gone."""
+        parts = b""
         try:
             while True:
                 data = bytes(super()._receive(None))
                 kind, content = data[:1], data[1:]
-                if kind == OWN:
-                    self._own.put(content)
-                    continue
-                if kind == CALLS:
-                    self.rounds += self._begun(content)
-                self._spu(kind).sendall(content)
+                if kind == PART:
+                    parts += content
+                elif kind == OWN:
+                    self._own.put(parts + content)
+                    parts = b""
+                else:
+                    self.rounds += self._begun(content) if kind == CALLS else 0
+                    self._spu(kind).sendall(content)
         except OSError:
             error = lost(self.peer, "sent something to an SPU that has ended")
         except ProtocolError as found:
