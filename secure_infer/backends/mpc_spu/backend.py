@@ -61,7 +61,7 @@ class MpcSpuBackend:
         client = ClientHalf(CLIENT_KIND, plan.model, *ends, plan.ring, PARTIES[scheme])
         return Program(
             servers=tuple(
-                frame.pack(KIND, [data, *words], {"party": party}) for party, words in enumerate(split(plan, secrets))
+                frame.pack(KIND, [data, words], {"party": party}) for party, words in enumerate(split(plan, secrets))
             ),
             client=client.pack(),
             guarantee=_guarantee(scheme),
@@ -129,10 +129,9 @@ def unpack_half(half: bytes, party: int) -> tuple[tuple[bytes, ...], Plan]:
     Raises:
         BundleError: Another party's half, or shares of another length than the plan says.
     """
-    parts = frame.unpack(half, KIND).parts
-    parts = parts_of(half, KIND, party, len(parts))
-    plan = Plan.from_bytes(parts[0] if parts else b"")
-    words_of(plan, party, parts[1:])
+    parts = parts_of(half, KIND, party, 2)
+    plan = Plan.from_bytes(parts[0])
+    words_of(plan, party, parts[1])
     return parts, plan
 
 

@@ -60,7 +60,7 @@ class SpuParty(Party):
         plan = Plan.from_bytes(command.parts[0])
         self._agree(command.parts[0])
         self._runtime = _runtime(self._link, plan, self._threads)
-        for name, words in words_of(plan, self._rank, command.parts[1:]).items():
+        for name, words in words_of(plan, self._rank, command.parts[1]).items():
             self._runtime.set_var(name, _share(plan, words, plan.secrets[name]))
         self._executable = functools.lru_cache(_KEPT)(functools.partial(compiled, plan))
         mine = fresh_key()

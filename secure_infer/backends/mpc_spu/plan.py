@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -250,32 +250,36 @@ def _polynomial(op: Polynomial, before: TensorType, need: int) -> _Lowered:
     return "Polynomial", {"coefficients": list(rows.shape), "shift": op.shift}, arrays, need
 
 
-def split(plan: Plan, secrets: Mapping[str, Integers]) -> list[list[bytes]]:
+def split(plan: Plan, secrets: Mapping[str, Integers]) -> list[bytes]:
     """Each party's words of all secrets: uniformly random, all parties' own words adding up to the secrets.
 
-    Under ABY3, a party holds the next one's words as well, so that any two parties hold all.
+    Under ABY3, a party holds the next one's words as well, behind its own, so that any two parties hold all.
     """
     whole = np.concatenate([secrets[name].reshape(-1) for name in plan.secrets] or [np.zeros(0, dtype=np.int64)])
     count, total = PARTIES[plan.scheme], whole.astype(plan.word)
-    parts = [np.frombuffer(os.urandom(total.nbytes), plan.word) for _ in range(count - 1)]
-    parts.append(total - sum(parts, np.zeros_like(total)))
-    held = 2 if plan.scheme == ABY3 else 1
-    return [[parts[(party + step) % count].tobytes() for step in range(held)] for party in range(count)]
+    own = [np.frombuffer(os.urandom(total.nbytes), plan.word) for _ in range(count - 1)]
+    own.append(total - sum(own, np.zeros_like(total)))
+    return [b"".join(own[(party + step) % count].tobytes() for step in range(_held(plan))) for party in range(count)]
 
 
-def words_of(plan: Plan, party: int, parts: Sequence[bytes]) -> dict[str, list[npt.NDArray[Any]]]:
-    """One party's words of each secret, from what `split` gave it.
+def words_of(plan: Plan, party: int, data: bytes) -> dict[str, list[npt.NDArray[Any]]]:
+    """One party's words of each secret, its own first, from what `split` gave it.
 
     Raises:
-        BundleError: They are of another number or length.
+        BundleError: They are of another length.
     """
     sizes = [math.prod(shape) for shape in plan.secrets.values()]
-    due = [sum(sizes) * plan.word.itemsize] * (2 if plan.scheme == ABY3 else 1)
-    if [len(part) for part in parts] != due:
+    due = _held(plan) * sum(sizes) * plan.word.itemsize
+    if len(data) != due:
         raise BundleError(
             f"The half of party {party} does not fit its plan.",
-            [Problem("weights", f"Expected {due} bytes, got {[len(p) for p in parts]}.", "compile the model again.")],
+            [Problem("weights", f"Expected {due} bytes, got {len(data)}.", "fetch or compile the model again.")],
         )
-    ends = np.cumsum(sizes)[:-1]
-    pieces = [np.split(np.frombuffer(part, plan.word), ends) for part in parts]
-    return {name: [each[index] for each in pieces] for index, name in enumerate(plan.secrets)}
+    words = np.frombuffer(data, plan.word).reshape(_held(plan), -1)
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return {name: list(words[:, end - size : end]) for name, size, end in zip(plan.secrets, sizes, ends, strict=True)}
+
+
+def _held(plan: Plan) -> int:
+    """How many words of each secret a party holds."""
+    return 2 if plan.scheme == ABY3 else 1
