@@ -36,6 +36,14 @@ class LowFrequencies:
         """Shape of the coefficients of one image."""
         return (*self._lead, *(len(basis) for basis in self._bases))
 
+    def lower(self) -> Tensor:
+        """How many coefficients are lower than each along both sides, in blocks like the whole; `self.shape`."""
+        if len(self._bases) == 1:
+            return torch.zeros(self.shape).to(self._bases[0])
+        rows, columns = (torch.arange(len(basis)).to(basis) / len(basis) for basis in self._bases)
+        share = torch.maximum(rows[:, None], columns)
+        return (math.prod(self.shape) * share * share).expand(self.shape)
+
     def analyse(self, images: Tensor) -> Tensor:
         """Coefficients `(n, *self.shape)` of images `(n, *shape)`."""
         found = images @ self._bases[-1].T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +28,8 @@ class GeoDA(LabelAttack):
         probes: Of the first normal.
         growth: By which factor each normal takes more; the paper's best split is `0.6 ** (-2 / 3)`.
         reach: Distance of the probes from the boundary, in distances of the nearest success.
-        frequencies: Share of the spatial frequencies, along each side of an image, that probes are made of.
+        frequencies: Share of the spatial frequencies, along each side of an image, that probes are made of at most;
+            no more than there are probes, as a normal in more dimensions is mostly guessed.
     """
 
     name: ClassVar[str] = "geoda"
@@ -42,11 +44,12 @@ class GeoDA(LabelAttack):
         require_settings(self, "probes", "growth", "reach", "frequencies")
 
     def _improve(self, search: Search, generator: torch.Generator) -> None:
-        space, probes = LowFrequencies(search.images, self.frequencies), float(self.probes)
+        probes, features = float(self.probes), search.images[0].numel()
         _approach(search, search.live(), search.best.clone())
         while len(rows := search.live()):
             reach = self.reach * size(search.best[rows] - search.images[rows], "l2")
             at = search.best[rows]
+            space = LowFrequencies(search.images, min(self.frequencies, math.sqrt(probes / features)))
             normal = boundary_gradient(search, rows, at, reach, int(probes), generator, space)
             self._follow(search, rows, steepest(normal, self.norm))
             probes *= self.growth

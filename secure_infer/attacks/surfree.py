@@ -16,7 +16,7 @@ from secure_infer.attacks.norms import per_image, unit
 from secure_infer.attacks.settings import require_settings
 
 _TOLERANCE = 1 / 128
-_FLOOR = 0.2
+_FLOOR = 0.1
 """Least weight of a frequency that the image itself lacks: the last descent needs these too."""
 
 
@@ -28,13 +28,19 @@ class SurFree(LabelAttack):
     diameter joins them is nearer to the image. Angles on both sides of the diameter are tried, then the last one that
     succeeds is sought by bisection. All images ask at the same time, each in its own phase.
 
+    Not from the paper: directions begin with the lowest frequencies and reach higher ones as these are used up, so that
+    what can be tried follows the queries rather than the size of an image.
+
     Attributes:
         angles: Angles tried on each side, the widest first.
         widest: First widest angle, in degrees; it grows where directions succeed and shrinks where they fail.
         change: By which share it grows or shrinks.
         halvings: Of the bisection.
-        frequencies: Share of the spatial frequencies, along each side of an image, that directions are made of.
+        frequencies: Share of the spatial frequencies, along each side of an image, that directions are made of at last.
+        lowest: How many of them, the lowest, the first direction is made of.
+        growth: How many are added with each direction.
         shaped: Weigh the frequencies of a direction by those of the image.
+        memory: Earlier directions that a fresh one is orthogonal to, as they have given what they had to give.
     """
 
     name: ClassVar[str] = "surfree"
@@ -42,14 +48,17 @@ class SurFree(LabelAttack):
 
     angles: int = 1
     widest: float = 30.0
-    change: float = 0.02
-    halvings: int = 3
+    change: float = 0.05
+    halvings: int = 1
     frequencies: float = 0.5
+    lowest: int = 60
+    growth: float = 2.0
     shaped: bool = True
+    memory: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_settings(self, "angles", "widest", "change", "halvings", "frequencies")
+        require_settings(self, "angles", "widest", "change", "halvings", "frequencies", "lowest", "growth", "memory")
 
     def _improve(self, search: Search, generator: torch.Generator) -> None:
         rows = search.live()
@@ -69,11 +78,16 @@ class _Walk:
     def __init__(self, attack: SurFree, search: Search, rows: Tensor, generator: torch.Generator) -> None:
         self.attack, self.search, self.rows, self.generator = attack, search, rows, generator
         images = search.images[rows]
-        self.space = LowFrequencies(images, attack.frequencies)
+        # A direction takes two queries or more: higher frequencies than so many would never be reached.
+        most = attack.lowest + attack.growth * search.queries / 2
+        self.space = LowFrequencies(images, min(attack.frequencies, math.sqrt(most / search.images[0].numel())))
         weight = (self.space.analyse(images) / search.target.bounds.width).abs().tanh().clamp_min(_FLOOR)
         self.weight = weight if attack.shaped else torch.ones_like(weight)
         self.widest = torch.full((len(rows),), math.radians(attack.widest), device=images.device, dtype=images.dtype)
-        self.turn = torch.zeros_like(rows)
+        self.lower = self.space.lower()
+        kept = min(attack.memory, math.prod(self.space.shape) - 1)
+        self.past = images.new_zeros(len(rows), kept, math.prod(self.space.shape))
+        self.planes, self.turn = torch.zeros_like(rows), torch.zeros_like(rows)
         self.good, self.bad = torch.zeros_like(self.widest), torch.zeros_like(self.widest)
         self.radial, self.across = torch.zeros_like(images), torch.zeros_like(images)
         self.diameter = torch.zeros_like(self.widest)
@@ -116,8 +130,19 @@ class _Walk:
         self.turn[which] = 0
 
     def _directions(self, which: Tensor) -> Tensor:
-        """Random unit vectors orthogonal to the radial ones, `(m, *shape)`."""
+        """Random unit vectors orthogonal to the radial ones, `(m, *shape)`, each unlike the last ones of its image."""
         radial, shape = self.radial[which], (len(which), *self.space.shape)
         noise = torch.randn(shape, generator=self.generator, device=radial.device, dtype=radial.dtype)
-        fresh = self.space.synthesize(noise * self.weight[which])
+        used = self.lower < per_image(self.attack.lowest + self.attack.growth * self.planes[which], noise)
+        fresh = self.space.synthesize(self._unlike_past(which, noise * self.weight[which] * used))
         return unit(fresh - per_image((fresh * radial).flatten(1).sum(1), fresh) * radial)
+
+    def _unlike_past(self, which: Tensor, drawn: Tensor) -> Tensor:
+        """What coefficients `(m, *space.shape)` hold beside those of the last planes, of size 1; remembered."""
+        if not self.past.shape[1]:
+            return drawn
+        past, flat = self.past[which], drawn.flatten(1)
+        flat = unit(flat - torch.einsum("ml,mld->md", torch.einsum("mld,md->ml", past, flat), past))
+        self.past[which, self.planes[which] % self.past.shape[1]] = flat
+        self.planes[which] += 1
+        return flat.view_as(drawn)

@@ -6,11 +6,12 @@ import torch
 from secure_infer import zoo
 from secure_infer.attacks import Access, FunctionTarget, Goal, NetworkTarget
 from secure_infer.attacks.curve import Curve
+from secure_infer.attacks.frequency import LowFrequencies
 from secure_infer.attacks.geoda import GeoDA
 from secure_infer.attacks.hopskipjump import HopSkipJump, boundary_gradient
 from secure_infer.attacks.line import Search, straight
 from secure_infer.attacks.norms import size, unit
-from secure_infer.attacks.surfree import SurFree
+from secure_infer.attacks.surfree import SurFree, _Walk
 from secure_infer.errors import InvalidInput, LimitExceeded
 from secure_infer.nn.data import load_dataset
 
@@ -105,6 +106,55 @@ def test_boundary_gradient_points_along_the_normal():
     search = Search(plane(), x, Goal(torch.zeros(2, dtype=torch.int64)), "l2", 10_000)
     found = boundary_gradient(search, torch.arange(2), x, torch.full((2,), 0.1), 2000, torch.Generator().manual_seed(0))
     assert (unit(found).sum(1) / 20**0.5 > 0.98).all()
+
+
+def smooth(side: int = 64, offset: float = 1.0) -> tuple[FunctionTarget, torch.Tensor]:
+    """Class 1 beyond a plane whose normal is one of the lowest spatial frequencies; and that normal, of size 1."""
+    space = LowFrequencies(torch.zeros(1, 1, side, side), 1.0)
+    coefficients = torch.zeros(1, *space.shape)
+    coefficients[0, 0, 1, 2] = 1
+    normal = space.synthesize(coefficients)[0]
+    target = FunctionTarget(
+        lambda x: ((x - 0.5) * normal).flatten(1).sum(1).gt(offset).long(), normal.shape, 2, access=Access.LABEL
+    )
+    return target, normal
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [(GeoDA, 1.5), (SurFree, 1.4)])
+def test_low_frequencies_are_found_in_large_images_too(kind, ratio):
+    target, normal = smooth()
+    x, starts = torch.full((6, *normal.shape), 0.5), (0.5 + 0.05 * torch.randn(6, *normal.shape) + 2 * normal)
+    found = kind(queries=500, starts=starts.clamp(0, 1))(target, x, Goal(torch.zeros(6, dtype=torch.int64)))
+    assert size(found - x, "l2").median() < ratio, "the plane is at a distance of 1"
+
+
+def test_lower_counts_the_coefficients_below_each():
+    lower = LowFrequencies(torch.zeros(1, 3, 10, 20), 0.5).lower()
+    assert lower.shape == (3, 5, 10) and lower[0, 0, 0] == 0
+    torch.testing.assert_close(lower[1, 2, 3], torch.tensor(3 * 2 * 4.0))
+    assert int((lower < 24).sum()) == 3 * 2 * 4 and int((lower < 150).sum()) == lower.numel()
+    assert not LowFrequencies(torch.zeros(1, 7), 0.5).lower().any()
+
+
+def test_directions_are_unlike_the_last_ones_and_reach_higher_frequencies_one_by_one():
+    target, normal = smooth()
+    x = torch.full((2, *normal.shape), 0.5)
+    search = Search(target, x, Goal(torch.zeros(2, dtype=torch.int64)), "l2", 10)
+    search.start(torch.Generator().manual_seed(0), x + 2 * normal)
+    attack = SurFree(lowest=30, growth=3, memory=12)
+    walk = _Walk(attack, search, torch.arange(2), torch.Generator().manual_seed(0))
+    made = [walk.past[:, 0].clone()]
+    for plane in range(1, 20):
+        walk._directions(torch.arange(2))
+        made.append(walk.past[:, plane % 12].clone())
+    products = torch.einsum("and,bnd->nab", torch.stack(made), torch.stack(made))
+    distance = (torch.arange(20)[:, None] - torch.arange(20)).abs()
+    torch.testing.assert_close(products[:, distance == 0], torch.ones(2, 20), atol=1e-4, rtol=0)
+    assert products[:, (distance > 0) & (distance <= 12)].abs().max() < 1e-4
+    assert products[:, distance > 12].abs().max() > 0.01, "older ones are forgotten"
+    lower = walk.lower.flatten()
+    reached = [lower[coefficients[0] != 0].max() for coefficients in made]
+    assert all(top < 30 + 3 * plane for plane, top in enumerate(reached)) and reached[-1] > reached[0]
 
 
 def test_a_targeted_attack_borrows_an_image_of_the_class_that_is_wanted(digits):
