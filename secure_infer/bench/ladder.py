@@ -10,26 +10,30 @@ from torch import Tensor
 from secure_infer.attacks import Access, Goal, NetworkTarget, attack
 from secure_infer.attacks.best_effort import best_effort
 from secure_infer.attacks.curve import Curve
+from secure_infer.attacks.geoda import GeoDA
 from secure_infer.attacks.hopskipjump import HopSkipJump
 from secure_infer.attacks.norms import size
-from secure_infer.attacks.statistics import finite, median, median_interval
+from secure_infer.attacks.statistics import finite, median, median_interval, wilson
 from secure_infer.attacks.surfree import SurFree
+from secure_infer.bench import faces
 from secure_infer.bench.records import Record
 from secure_infer.bench.subjects import fingerprint, load_subject
 
 QUERIES = (50, 100, 250, 500, 1000)
 """Of the attacks that see labels alone: from few to many."""
-MODELS = ("mnist-cnn-float", "fashion-cnn-float", "cifar10-cnn-ckks")
+MODELS = ("mnist-cnn-float", "fashion-cnn-float", "cifar10-cnn-ckks", faces.NAME)
+_AT_ONCE = 1000
 
 
 def ladder(model: str, n: int, seed: int = 0) -> Record:
     """Median Euclidean distance of each step, from the mildest means to the sharpest, on the same images.
 
-    Images that a means does not misclassify count as infinitely far for it.
+    Images that a means does not misclassify count as infinitely far for it. Beside them the accuracy on all held-out
+    images: what a network has learned says nothing of how far its answers hold.
 
     Args:
-        model: Of the zoo.
-        n: Held-out images, the first that are classified rightly.
+        model: For `load_subject`.
+        n: Held-out images, the first that are classified rightly; fewer where there are no more.
         seed: Of everything drawn.
 
     Raises:
@@ -37,12 +41,13 @@ def ladder(model: str, n: int, seed: int = 0) -> Record:
     """
     subject = load_subject(model)
     net = subject.net.eval().requires_grad_(False)
-    x, y = torch.from_numpy(subject.x[: 2 * n]).float(), torch.from_numpy(subject.y[: 2 * n]).long()
+    x, y = torch.from_numpy(subject.x).float(), torch.from_numpy(subject.y).long()
     target = NetworkTarget(net, tuple(x.shape[1:]))
-    right = target.query(x).labels == y
+    right = torch.cat([target.query(part).labels for part in torch.split(x, _AT_ONCE)]) == y
+    accuracy = {"share": float(right.double().mean()), "interval": list(wilson(int(right.sum()), len(x))), "n": len(x)}
     x, y = x[right][:n], y[right][:n]
     blind = NetworkTarget(net, target.shape, access=Access.LABEL)
-    sharpest = [attack("superdeepfool")(), attack("ddn")(steps=100)]  # type: ignore[call-arg]
+    sharpest = [attack("superdeepfool")(), attack("ddn")(steps=100), attack("bp")(steps=100)]  # type: ignore[call-arg]
     found = [
         *_blind(blind, x, y, seed),
         ("white box", _distances(target, best_effort(target, sharpest, x, y).images, x, y)),
@@ -57,14 +62,22 @@ def ladder(model: str, n: int, seed: int = 0) -> Record:
         }
         for name, distances in found
     ]
-    return {"model": model, "fingerprint": fingerprint(net), "n": len(x), "seed": seed, "rows": rows}
+    return {
+        "model": model,
+        "fingerprint": fingerprint(net),
+        "shape": list(target.shape),
+        "accuracy": accuracy,
+        "n": len(x),
+        "seed": seed,
+        "rows": rows,
+    }
 
 
 def _blind(target: NetworkTarget, x: Tensor, y: Tensor, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Distances, `(n,)` each, of what needs no scores: noise, JPEG, and attacks by labels at each budget."""
     for name in ("noise", "jpeg"):
         yield name, _distances(target, attack(name)()(target, x, Goal(y), seed=seed), x, y)
-    for kind in (HopSkipJump, SurFree):
+    for kind in (HopSkipJump, GeoDA, SurFree):
         curve = Curve(QUERIES)
         kind(queries=QUERIES[-1], curve=curve)(target, x, Goal(y), seed=seed)
         yield from ((f"{kind.name} {asked}", curve.distances[:, i]) for i, asked in enumerate(QUERIES))

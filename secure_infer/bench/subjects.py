@@ -15,7 +15,9 @@ CALIBRATION = 1000
 
 
 def load_subject(name: str) -> Subject:
-    """A trained model of the zoo, calibrated on training images and measured on held-out ones; or an untrained one.
+    """A trained model of the zoo, calibrated on training images and measured on held-out ones; or one that it lacks.
+
+    It lacks the untrained ones, and that of `faces`, which is trained at each call.
 
     Raises:
         UsageError: No such model.
@@ -26,8 +28,11 @@ def load_subject(name: str) -> Subject:
         return untrained(name)
     try:
         from secure_infer import zoo
+        from secure_infer.bench import faces
         from secure_infer.nn.data import load_dataset
 
+        if name == faces.NAME:
+            return faces.faces()
         recipe, net = zoo.recipe(name), zoo.load_model(name)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "brevitas"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from secure_infer.bench import records
 from secure_infer.bench.records import Record
+from secure_infer.cores import in_words
 from secure_infer.report.markdown import NOTHING, ratio, seconds, share, table
 
 
@@ -30,9 +31,8 @@ def _newest(path: Path) -> Record | None:
 
 
 def _titled(name: str, record: Record, at: str, text: str) -> str:
-    said = (
-        f"`secure-infer bench {name}`, {at[:10]}, {record['host']['cores']} cores, load average {record['load']:.1f}."
-    )
+    cores = in_words(record["host"]["cores"])
+    said = f"`secure-infer bench {name}`, {at[:10]}, {cores}, load average {record['load']:.1f}."
     return f"### {name}\n\n{said}\n\n{text}\n"
 
 
@@ -41,9 +41,15 @@ def _ladders(record: Record) -> str:
     held = record.get("ladders", [])
     means = list(dict.fromkeys(row["means"] for ladder in held for row in ladder["rows"]))
     by_name = [{row["means"]: row for row in ladder["rows"]} for ladder in held]
-    rows = [(name, *(_step(ladder.get(name)) for ladder in by_name)) for name in means]
+    rows = [("accuracy, held-out images", *(_accuracy(ladder) for ladder in held))]
+    rows += [(name, *(_step(ladder.get(name)) for ladder in by_name)) for name in means]
     header = ("median L2 (times white box)", *(f"`{ladder['model']}`, {ladder['n']} images" for ladder in held))
     return table(header, rows)
+
+
+def _accuracy(ladder: Record) -> str:
+    known = ladder.get("accuracy")  # since faces are among them
+    return NOTHING if known is None else share(known["share"], known["interval"])
 
 
 def _step(row: Record | None) -> str:

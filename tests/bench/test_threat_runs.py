@@ -57,18 +57,20 @@ def test_newest_runs_become_tables(tmp_path):
     assert blind(tmp_path) == ""
     step = {"means": "surfree 100", "median": 1.5, "interval": [1, 2], "times_white_box": 7.5}
     held = {"model": "m", "n": 9, "rows": [step, {**step, "means": "jpeg", "median": None, "times_white_box": None}]}
+    known = {**held, "model": "k", "accuracy": {"share": 0.925, "interval": [0.8, 0.97], "n": 80}}
     duel = {"peer": "p", "norm": "l2", "queries": 1207, "median": {"ours": 0.8, "peer": None}}
     duel |= {"seconds": {"ours": 1.0, "peer": 2.0}}
     place = {"host": {"cores": 2}, "load": 1.25}
     common = {"case": "label-queries", "model": "m", "n": 9, "time": "2026-01-02", "peers": [duel], **place}
-    append(tmp_path / "attacks" / "label-queries.jsonl", {**common, "ladders": [held]})
+    append(tmp_path / "attacks" / "label-queries.jsonl", {**common, "ladders": [held, known]})
     part = {"share": 0.5, "interval": [0.4, 0.6]}
     row = {"attack": "jacobian", "model": "m", "access": "LABEL", "queries": 4800, "radius": 0.2}
     row |= dict.fromkeys(("fidelity", "accuracy", "transfer", "random"), part)
     append(tmp_path / "attacks" / "extraction.jsonl", {"at": "2026-01-03", "rows": [row], **place})
     text = blind(tmp_path)
     assert "2026-01-03, 2 cores, load average 1.2" in text
-    assert "| surfree 100 | 1.50 (7.5) |" in text and "| jpeg | most images not fooled |" in text
+    assert "| surfree 100 | 1.50 (7.5) | 1.50 (7.5) |" in text and "| jpeg | most images not fooled |" in text
+    assert "| accuracy, held-out images | - | 92.5 % (80.0-97.0) |" in text, "older records lack it"
     assert "| p | l2 | 1,207 | 0.800 | - | 1 s | 2 s |" in text
     # Records that were made before examples of ten steps have none.
     assert "| jacobian | `m` | label | 4,800 | 0.2 | 50.0 % (40.0-60.0) |" in text and " | - | " in text
