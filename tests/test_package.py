@@ -10,7 +10,7 @@ import pytest
 import secure_infer
 from secure_infer import errors
 
-HEAVY = ("torch", "brevitas", "concrete", "tenseal", "crypten", "sklearn", "matplotlib")
+HEAVY = ("torch", "brevitas", "concrete", "tenseal", "crypten", "sklearn", "matplotlib", "spu", "jax")
 
 
 def test_every_public_name_exists() -> None:
