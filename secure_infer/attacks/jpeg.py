@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from secure_infer.attacks.base import Access, Attack, Norm, Target
 from secure_infer.attacks.dct import jpeg
 from secure_infer.attacks.goal import Goal
 from secure_infer.attacks.noise import unreached
+from secure_infer.attacks.settings import require_settings
 from secure_infer.errors import NotApplicable, Problem, UsageError
 
 
@@ -34,8 +36,10 @@ class Jpeg(Attack):
     minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        falling = list(self.qualities) == sorted(self.qualities, reverse=True)
-        if not self.qualities or not falling or not (self.qualities[-1] >= 1 and self.qualities[0] <= 100):
+        require_settings(self)
+        given = list(self.qualities) if isinstance(self.qualities, Sequence) else []
+        whole = given and all(isinstance(quality, int) for quality in given)
+        if not whole or given != sorted(given, reverse=True) or not (given[-1] >= 1 and given[0] <= 100):
             raise UsageError(
                 "The attack jpeg can't be made so.",
                 [Problem("qualities", f"{self.qualities}.", "give falling numbers from 100 to 1.")],

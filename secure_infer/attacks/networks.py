@@ -26,7 +26,8 @@ class NetworkTarget(Target):
             straight-through estimators.
 
     Raises:
-        InvalidInput: The outputs are no finite logits, one row an image.
+        InvalidInput: It does not take such inputs, or the outputs, or those of the stand-in, are no finite logits, one
+            row an image.
     """
 
     def __init__(
@@ -41,7 +42,13 @@ class NetworkTarget(Target):
         backward: nn.Module | None = None,
     ) -> None:
         self._net, self._backward = net.eval(), None if backward is None else backward.eval()
-        super().__init__(name, access, shape, _classes(net, shape, bounds), bounds, budget)
+        classes = _classes(net, shape, bounds)
+        if backward is not None and (found := _classes(backward, shape, bounds)) != classes:
+            raise InvalidInput(
+                "The stand-in for gradients does not fit.",
+                [Problem("backward", f"{found} classes, the model has {classes}.", "give one with the same classes.")],
+            )
+        super().__init__(name, access, shape, classes, bounds, budget)
 
     def _answer(self, x: Tensor) -> Answer:
         logits: Tensor = self._net(x)
@@ -67,6 +74,9 @@ class FunctionTarget(Target):
         access: LABEL, PROBABILITIES or LOGITS.
         bounds: Of its inputs.
         budget: Queries that it answers; None for no limit.
+
+    Raises:
+        InvalidInput: White-box access; when asked, answers of another form.
     """
 
     def __init__(
@@ -90,7 +100,20 @@ class FunctionTarget(Target):
 
     def _answer(self, x: Tensor) -> Answer:
         found = self._function(x)
-        return Answer(found) if found.ndim == 1 else answer(found, self.access)
+        if self.access is Access.LABEL and found.shape == (len(x),) and not found.is_floating_point():
+            return Answer(found)
+        if found.shape != (len(x), self.classes):
+            raise InvalidInput(
+                f"The function {self.name} gives no answers.",
+                [
+                    Problem(
+                        "function",
+                        f"{found.dtype} of shape {tuple(found.shape)}.",
+                        f"return logits ({len(x)}, {self.classes}), or whole classes ({len(x)},) under LABEL access.",
+                    )
+                ],
+            )
+        return answer(found, self.access)
 
 
 def answer(logits: Tensor, access: Access) -> Answer:
@@ -104,8 +127,13 @@ def answer(logits: Tensor, access: Access) -> Answer:
 def _classes(net: nn.Module, shape: tuple[int, ...], bounds: Bounds) -> int:
     first = next(net.parameters(), torch.empty(0))
     probe = torch.full((2, *shape), (bounds.low + bounds.high) / 2, device=first.device)
-    with torch.no_grad():
-        logits = net(probe)
+    try:
+        with torch.no_grad():
+            logits = net(probe)
+    except (RuntimeError, ValueError, IndexError) as error:
+        what = f"It refuses inputs of shape {tuple(probe.shape)} ({str(error).splitlines()[0]})."
+        problem = Problem("model", what, "give a network for such inputs, or inputs for this network.")
+        raise InvalidInput("The model does not take such inputs.", [problem]) from error
     good = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == 2 and logits.shape[1] >= 2
     if not good or not bool(logits.isfinite().all()):
         raise InvalidInput(

@@ -156,6 +156,11 @@ def _made(name: str, given: Mapping[str, Any], pairs: list[str]) -> Attack:
     ]
     if unknown:
         raise UsageError(f"The settings do not fit {name}.", unknown)
+    for entry in fields(cls):  # type: ignore[arg-type]
+        value = settings.get(entry.name)
+        # A radius is read as a float, also where it counts pixels.
+        if isinstance(entry.default, int) and isinstance(value, float) and value.is_integer():
+            settings[entry.name] = int(value)
     return cls(**settings)
 
 

@@ -97,11 +97,20 @@ def test_bounds_must_hold_something(ends):
         (torch.nn.Sequential(linear(), torch.nn.Softmax(1)), "probabilities"),
         (torch.nn.Unflatten(1, (2, 2)), "not logits"),
         (torch.nn.Sequential(linear(), torch.nn.Threshold(1e9, torch.nan)), "not logits"),
+        (torch.nn.Linear(5, 3), "does not take such inputs"),
+        (torch.nn.Unflatten(1, (3, 3)), "does not take such inputs"),
     ],
 )
 def test_outputs_that_are_no_logits_are_refused(net, message):
     with pytest.raises(InvalidInput, match=message):
         NetworkTarget(net, SHAPE)
+    with pytest.raises(InvalidInput, match=message):
+        NetworkTarget(linear(), SHAPE, backward=net)
+
+
+def test_a_stand_in_of_other_classes_is_refused():
+    with pytest.raises(InvalidInput, match="2 classes, the model has 3"):
+        NetworkTarget(linear(), SHAPE, backward=torch.nn.Linear(4, 2))
 
 
 def test_function_answers_with_labels_or_logits_and_never_gradients():
@@ -109,6 +118,21 @@ def test_function_answers_with_labels_or_logits_and_never_gradients():
     assert target.query(torch.eye(4)).labels.tolist() == [0, 1, 2, 3]
     with pytest.raises(InvalidInput, match="no gradients"):
         FunctionTarget(lambda x: x, SHAPE, 4, access=Access.WHITE_BOX)
+
+
+@pytest.mark.parametrize(
+    ("function", "access"),
+    [
+        (lambda x: x[:, :3], Access.LOGITS),
+        (lambda x: x[:2], Access.PROBABILITIES),
+        (lambda x: x.argmax(1), Access.LOGITS),
+        (lambda x: x[:, 0], Access.LABEL),
+        (lambda x: x.argmax(1)[:2], Access.LABEL),
+    ],
+)
+def test_a_function_that_gives_other_answers_is_refused(function, access):
+    with pytest.raises(InvalidInput, match="gives no answers"):
+        FunctionTarget(function, SHAPE, 4, access=access).query(torch.eye(4))
 
 
 def test_goals_agree_on_success_and_margin():

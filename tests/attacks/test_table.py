@@ -135,6 +135,21 @@ def test_settings_that_make_no_sense_are_refused_together(name):
         assert {problem.where for problem in caught.value.problems} >= set(numbers)
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_settings_of_another_type_are_refused_together(name):
+    cls = attack(name)
+    wrong = {int: 1.5, float: "far", bool: "maybe"}
+    given = {f.name: wrong[type(f.default)] for f in dataclasses.fields(cls) if type(f.default) in wrong}
+    if given:
+        with pytest.raises(UsageError) as caught:
+            cls(**given)
+        assert sorted(problem.where for problem in caught.value.problems) == sorted(given)
+    numbers = [key for key, value in given.items() if value != "maybe"]
+    for key in numbers:
+        with pytest.raises(UsageError, match="number"):
+            cls(**{key: True})
+
+
 def test_an_unknown_attack_is_refused_with_those_that_exist():
     with pytest.raises(UsageError, match="pgd"):
         attack("wish")

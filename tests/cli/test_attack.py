@@ -60,6 +60,8 @@ def test_a_simulated_result_comes_with_its_agreement(capsys: pytest.CaptureFixtu
         (("pgd", "--protocol", "mpc"), 2),
         (("pgd", "--target", "polynomial"), 2),
         (("pgd", "--set", "mood=good"), 2),
+        (("pgd", "--set", "steps=few"), 2),
+        (("one-pixel", "--eps", "1.5"), 2),
         (("pgd", "--norm", "l7"), 2),
         (("pgd", "--goal", "win"), 2),
         (("pgd", "--access", "root"), 2),
