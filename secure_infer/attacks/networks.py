@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from secure_infer.attacks.base import Access, Answer, Bounds, Target
 from secure_infer.errors import InvalidInput, Problem
+
+_IN_CACHE = 1 << 18
+"""Most values that go through a network at once on a CPU, so that what its layers keep of them stays in the cache."""
 
 
 class NetworkTarget(Target):
@@ -51,15 +55,12 @@ class NetworkTarget(Target):
         super().__init__(name, access, shape, classes, bounds, budget)
 
     def _answer(self, x: Tensor) -> Answer:
-        logits: Tensor = self._net(x)
-        return answer(logits, self.access)
+        return answer(_forward(self._net, x), self.access)
 
     def _logits(self, x: Tensor) -> Tensor:
         if self._backward is None:
-            logits: Tensor = self._net(x)
-            return logits
-        soft: Tensor = self._backward(x)
-        hard: Tensor = self._net(x.detach())
+            return _forward(self._net, x)
+        soft, hard = _forward(self._backward, x), _forward(self._net, x.detach())
         return soft + (hard - soft).detach()
 
 
@@ -122,6 +123,13 @@ def answer(logits: Tensor, access: Access) -> Answer:
     if access is Access.LABEL:
         return Answer(labels)
     return Answer(labels, logits.log_softmax(1) if access is Access.PROBABILITIES else logits)
+
+
+def _forward(net: nn.Module, x: Tensor) -> Tensor:
+    """Logits of a batch; on a CPU, part by part."""
+    count = min(math.ceil(x.numel() / _IN_CACHE), len(x)) if x.device.type == "cpu" else 1
+    logits: Tensor = net(x) if count < 2 else torch.cat([net(part) for part in x.tensor_split(count)])
+    return logits
 
 
 def _classes(net: nn.Module, shape: tuple[int, ...], bounds: Bounds) -> int:

@@ -45,6 +45,23 @@ def test_gradient_and_jacobian_equal_autograd_and_are_counted():
     assert (target.meter.queries, target.meter.gradients) == (10, 15)
 
 
+def test_a_large_batch_goes_through_the_network_in_parts(monkeypatch):
+    seen, x = [], torch.rand(11, 4)
+    net = linear()
+    net.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    target, loss = NetworkTarget(net, SHAPE), lambda logits: logits.square().sum(1)
+    whole, (logits, gradient) = target.query(x).scores, target.differentiate(x, loss)
+    monkeypatch.setattr("secure_infer.attacks.networks._IN_CACHE", 16)
+    seen.clear()
+    torch.testing.assert_close(target.query(x).scores, whole)
+    assert seen == [4, 4, 3]
+    for part, once in zip(target.differentiate(x, loss), (logits, gradient), strict=True):
+        torch.testing.assert_close(part, once)
+    assert target.query(x[:0]).scores.shape == (0, 3)
+    monkeypatch.setattr("secure_infer.attacks.networks._IN_CACHE", 1)
+    assert len(target.query(x).labels) == 11  # an image goes through whole, however large
+
+
 def test_backward_stand_in_changes_gradients_and_no_value():
     hard = torch.nn.Sequential(linear(), torch.nn.Hardtanh(-1e-9, 1e-9))
     target = NetworkTarget(hard, SHAPE, backward=linear())
