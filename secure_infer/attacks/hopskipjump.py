@@ -11,10 +11,12 @@ from torch import Tensor
 
 from secure_infer.attacks.frequency import LowFrequencies
 from secure_infer.attacks.line import LabelAttack, Search, straight
-from secure_infer.attacks.norms import per_image, size, steepest
+from secure_infer.attacks.norms import TINY, per_image, size, steepest
 from secure_infer.attacks.settings import require_settings
 
 _HALVINGS = 20
+_FIRST_REACH = 0.1
+"""Of the first probes, in widths of the bounds, as in the paper: far away, only a larger scale shows the slope."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class HopSkipJump(LabelAttack):
             at[rows] = near(rows, position[:, None]).squeeze(1)
             distance = size(at[rows] - search.images[rows], self.norm)
             reach = distance * tolerance * (math.sqrt(features) if self.norm == "l2" else features)
+            if step == 1:
+                reach = torch.full_like(distance, _FIRST_REACH * search.target.bounds.width)
             probes = min(int(self.probes * math.sqrt(step)), self.most_probes)
             direction = steepest(boundary_gradient(search, rows, at[rows], reach, probes, generator), self.norm)
             at[rows] = _jump(search, rows, at[rows], direction, distance / math.sqrt(step))
@@ -96,9 +100,8 @@ def _one_gradient(
     probes = max(1, min(probes, int((search.queries - search.spent[rows]).amax())))
     shape = at.shape[1:] if space is None else space.shape
     noise = torch.randn((len(rows) * probes, *shape), generator=generator, device=at.device, dtype=at.dtype)
-    length = math.sqrt(noise[0].numel())
     points = (noise if space is None else space.synthesize(noise)).view(len(rows), probes, -1)
-    points *= (reach / length)[:, None, None]
+    points *= (reach[:, None] / points.norm(dim=2).clamp_min(TINY))[:, :, None]
     points += at.flatten(1)[:, None]
     points.clamp_(search.target.bounds.low, search.target.bounds.high)
     reached = search.reaches(rows, points.view(len(rows), probes, *at.shape[1:]), remember=False)

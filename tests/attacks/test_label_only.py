@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from secure_infer import zoo
 from secure_infer.attacks import Access, FunctionTarget, Goal, NetworkTarget
@@ -187,14 +188,15 @@ def test_surfree_stays_below_hopskipjump_at_500_and_1000_queries():
     assert all(ours < other for ours, other in zip(medians[SurFree], medians[HopSkipJump], strict=True)), medians
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.filterwarnings("ignore")
-def test_hopskipjump_is_no_worse_than_foolbox_at_as_many_queries(digits, norm):
+def beside_foolbox(net, x, y, norm):
+    """Geometric mean distance of our HopSkipJump, and Foolbox's at as many queries from the same starts.
+
+    Foolbox is asked image by image, as it comes less far in batches; means vary less than medians of so few images.
+    """
     foolbox = pytest.importorskip("foolbox")
-    net, x, y = digits
     search = Search(NetworkTarget(net, tuple(x.shape[1:]), access=Access.LABEL), x, Goal(y), "l2", 100)
     search.start(torch.Generator().manual_seed(0))
-    rows = 0
+    theirs, rows = [], 0
 
     def count(module, inputs):
         nonlocal rows
@@ -204,9 +206,27 @@ def test_hopskipjump_is_no_worse_than_foolbox_at_as_many_queries(digits, norm):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         peer = foolbox.attacks.HopSkipJumpAttack(steps=4, constraint=norm)
-        theirs = peer(foolbox.PyTorchModel(net, bounds=(0, 1)), x, y, starting_points=search.best, epsilons=None)[1]
+        model = foolbox.PyTorchModel(net, bounds=(0, 1))
+        for image, label, start in zip(x.split(1), y.split(1), search.best.split(1), strict=True):
+            theirs.append(peer(model, image, label, starting_points=start, epsilons=None)[1])
     handle.remove()
     curve = Curve([rows // len(x)])
     target = NetworkTarget(net, tuple(x.shape[1:]), access=Access.LABEL)
     HopSkipJump(norm=norm, queries=curve.at[0], starts=search.best, curve=curve)(target, x, Goal(y))
-    assert curve.medians()[0] <= 1.02 * float(size(theirs - x, norm).median())
+    return (float(distances.log().mean().exp()) for distances in (curve.distances, size(torch.cat(theirs) - x, norm)))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.filterwarnings("ignore")
+def test_hopskipjump_is_no_worse_than_foolbox_at_as_many_queries(digits, norm):
+    ours, theirs = beside_foolbox(*digits, norm)
+    assert ours <= 1.02 * theirs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hopskipjump_is_no_worse_than_foolbox_on_large_images():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(112 * 92, 2)).requires_grad_(False)
+    x = 0.3 + 0.4 * torch.rand(8, 1, 112, 92)
+    net[1].bias += torch.stack([(net(x)[:, 1] - net(x)[:, 0]).amax() + 0.05, torch.tensor(0.0)])
+    ours, theirs = beside_foolbox(net.eval(), x, net(x).argmax(1), "l2")
+    assert ours <= 1.02 * theirs
