@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from secure_infer.bench import queries
 from secure_infer.bench.attacks import contests, peers
 from secure_infer.bench.attacks import whole as running
 from secure_infer.bench.attacks.contest import Contest, Field, hold
@@ -72,6 +73,20 @@ def test_foolbox_is_called_as_it_wants(ground: Field) -> None:
     wide = Field(ground.net, ground.images, ground.labels)
     found = peers.foolbox(wide, "LinfPGD", radius=0.5, steps=5, abs_stepsize=0.2)()
     assert found.shape == wide.images.shape and (wide.net(found).argmax(1) != wide.labels).all()
+
+
+def test_a_peer_is_asked_image_by_image(ground: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def peer(net: nn.Module, norm: str, x: torch.Tensor, y: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        asked.append((x.tolist(), y.tolist()))
+        return starts
+
+    monkeypatch.setattr(queries, "foolbox", peer)
+    starts = torch.rand(4, 2)
+    assert torch.equal(queries.one_by_one(ground.net, "l2", ground.images, ground.labels, starts), starts)
+    pairs = zip(ground.images.tolist(), ground.labels.tolist(), strict=True)
+    assert asked == [([image], [label]) for image, label in pairs]
 
 
 @pytest.mark.full
