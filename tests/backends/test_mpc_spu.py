@@ -47,6 +47,7 @@ from tests.backends.test_parties_three import seats
 
 BACKEND = MpcSpuBackend()
 GRAPH = small_graph(exact=True)
+thoroughly = pytest.mark.parametrize("servers", [ABY3, pytest.param(CHEETAH, marks=pytest.mark.full)], indirect=True)
 needs_spu = pytest.mark.skipif(importlib.util.find_spec("spu") is None, reason="SPU is not installed")
 
 
@@ -269,12 +270,14 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
 
 
 @needs_spu
+@thoroughly
 def test_every_operation_in_every_form(servers: Servers) -> None:
     for graph in CASES.values():
         servers.equals_the_interpreter(graph, 3)
 
 
 @needs_spu
+@thoroughly
 def test_drawn_networks(servers: Servers) -> None:
     @settings(
         deadline=None,
