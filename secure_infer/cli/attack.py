@@ -29,7 +29,7 @@ def attack(
     target: Annotated[
         str, typer.Option(help="float, quantized, binarized, polynomial, simulated or encrypted form of the weights.")
     ] = "float",
-    protocol: Annotated[str | None, typer.Option(help="Of a simulated or encrypted target: tfhe, ckks, mpc.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Of a simulated or encrypted target, for example mpc.")] = None,
     url: remote.Url = None,
     served: Annotated[str, typer.Option("--served", help="With --url: name of the model on the server.")] = "",
     token_file: remote.TokenFile = None,

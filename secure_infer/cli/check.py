@@ -12,7 +12,7 @@ from secure_infer.errors import UnsupportedNetwork
 
 def check(
     model: Annotated[str, typer.Argument(help="Model of the zoo, module:object, or path.py:object.")],
-    protocol: Annotated[str, typer.Option(help="clear, tfhe, ckks or mpc.")],
+    protocol: Annotated[str, typer.Option(help="clear, tfhe, ckks, mpc, mpc-fss or mpc-spu.")],
     json: console.Json = False,
 ) -> None:
     """List every layer of a network that a protocol can't evaluate, each with its fix.

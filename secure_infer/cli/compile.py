@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def compile(
     model: Annotated[str, typer.Argument(help="Model of the zoo, module:object, path.py:object, or a bundle.")],
-    protocol: Annotated[str, typer.Option(help="clear, tfhe, ckks or mpc.")],
+    protocol: Annotated[str, typer.Option(help="clear, tfhe, ckks, mpc, mpc-fss or mpc-spu.")],
     out: Annotated[Path, typer.Option(help="Bundle to write.")],
     out_client: Annotated[Path | None, typer.Option(help="Write the client half alone, too: what clients get.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of the protocol, name=value; repeatable.")] = None,
