@@ -11,6 +11,7 @@ from typing import Any
 from secure_infer import files
 from secure_infer.bench.records import Record
 from secure_infer.bench.statistics import wilson
+from secure_infer.cores import in_words
 from secure_infer.errors import Problem, UsageError
 from secure_infer.report.markdown import NOTHING, seconds, share, size, table
 from secure_infer.report.select import headline
@@ -311,7 +312,7 @@ def circumstances(document: Record) -> list[str]:
     commit, _, dirty = (document["commit"] or "unknown").partition("-")
     return [
         f"Data: {document['dataset']}; measured {document['at'][:16]}; settings: {given}",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['os']}, Python {machine['python']}",
+        f"Machine: {machine['cpu']}, {in_words(machine['cores'])}, {machine['os']}, Python {machine['python']}",
         f"Versions: {versions}; commit {commit[:10]}{' with changes' if dirty else ''}",
     ]
 
