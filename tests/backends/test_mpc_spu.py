@@ -68,7 +68,6 @@ def test_without_spu_the_error_names_what_to_install(monkeypatch: pytest.MonkeyP
     for act in (
         lambda: BACKEND.compile(GRAPH, inputs_for(GRAPH, 2), {}),
         lambda: BACKEND.servers(program.servers),
-        lambda: BACKEND.primitives(program),
     ):
         with pytest.raises(MissingExtra, match=r"pip install 'secure_infer\[spu\]'"):
             act()
