@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from secure_infer.backends.mpc_fss.dcf import Form, foreseeable
+from secure_infer.backends.mpc_fss.dcf import foreseeable
+from secure_infer.backends.mpc_fss.generator import Form
 from secure_infer.backends.mpc_fss.material import Layout, gates, tournament
 from secure_infer.backends.mpc_fss.plan import OWNER, Plan, Step
 from secure_infer.backends.mpc_fss.ring import depth_of, wire_kind

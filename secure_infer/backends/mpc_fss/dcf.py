@@ -5,93 +5,38 @@ changes. The last levels of the tree are cut off: one node serves several neighb
 (Boyle, Gilboa and Ishai, CCS 2016, section 3.2.1), also more than share a block. And both control bits of a level sit
 in the two low bits of its correction of seeds, which seeds keep clear, so that seeds have 126 bits.
 
-The generator is AES-128 in the mode of Matyas, Meyer and Oseas, `AES(K, s ^ j) ^ s ^ j`, for j = 0 ... 4; what takes
-several blocks has j + 8, j + 16 ... as well. The key K is the dealer's own, another one for each model, so that nobody
-can prepare tables for it beforehand (Guo, Katz, Wang and Yu, IEEE S&P 2020). Many keys are made and evaluated at once:
-an array's second axis counts them.
+Many keys are made and evaluated at once: an array's second axis counts them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-Words = npt.NDArray[np.uint64]
-Ring = npt.NDArray[Any]
-"""Elements of Z_2^16, Z_2^32 or Z_2^64, as unsigned integers."""
+from secure_infer.backends.mpc_fss.generator import (
+    CLEAR,
+    LEAF,
+    NEXT,
+    ONE,
+    VALUE,
+    Form,
+    Generator,
+    Ring,
+    Words,
+    both_sides,
+    joined,
+    kinds_of,
+    leaf_words,
+    of_neighbors,
+    words_of,
+)
 
-PRG_KEY_BYTES = 16
-BLOCK = 16
 _WORD = np.dtype(np.uint64)
-_ONE = np.uint64(1)
-_CLEAR = np.uint64(0xFFFFFFFFFFFFFFFC)
-_VALUE, _LEAF, _NEXT = 2, 4, 8
 _WORDS = 1 << 13  # blocks of values that are made together: they stay in the processor's cache
 _WALKED = 1 << 16  # and that are evaluated together
 _FORESEEN = 1 << 17  # blocks that are made for what is foreseen
-
-
-@dataclass(frozen=True)
-class Form:
-    """Sizes of a comparison function.
-
-    Attributes:
-        bits: Of its points.
-        payload: Words of its value.
-        kind: Unsigned type of these words.
-    """
-
-    bits: int
-    payload: int
-    kind: np.dtype[Any]
-
-    @cached_property
-    def size(self) -> int:
-        """Bytes of a value."""
-        return self.payload * self.kind.itemsize
-
-    @cached_property
-    def cut(self) -> int:
-        """Levels that are cut off: one, and more as long as one adds at most twice the bytes that a level takes."""
-        cut = 1
-        while (1 << cut) * self.size <= 2 * (BLOCK + self.size):
-            cut += 1
-        return min(self.bits, cut)
-
-    @property
-    def levels(self) -> int:
-        """Levels that remain."""
-        return self.bits - self.cut
-
-    @property
-    def leaves(self) -> int:
-        """Points that share the last node."""
-        return 1 << self.cut
-
-    @property
-    def blocks(self) -> int:
-        """Pseudorandom blocks that one value takes."""
-        return -(-self.size // BLOCK)
-
-    @property
-    def neighbors(self) -> int:
-        """Points below a last node whose values share a block; no value lies across two, if it fits into one."""
-        return min(self.leaves, max(1, BLOCK // self.size))
-
-    @property
-    def leaf_blocks(self) -> int:
-        """Blocks that the values of all points below a last node take."""
-        return self.leaves // self.neighbors * self.blocks
-
-    @property
-    def bytes(self) -> int:
-        """Size of what both keys have in common."""
-        return self.levels * (BLOCK + self.size) + self.leaves * self.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,44 +52,6 @@ class Corrections:
     seeds: Words
     values: Ring
     leaves: Ring
-
-
-class Generator:
-    """The length-multiplying generator under one AES key."""
-
-    def __init__(self, key: bytes) -> None:
-        self._encryptor = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
-
-    def expand(self, blocks: Words, out: Words | None = None) -> Words:
-        """A pseudorandom block for every block, shape `(..., 2)`, contiguous; in `out` if that is given."""
-        room = np.empty(blocks.size + 2, dtype=np.uint64)  # `update_into` wants room for one block more
-        self._encryptor.update_into(memoryview(blocks.reshape(-1).data).cast("B"), memoryview(room.data).cast("B"))
-        made = room[:-2].reshape(blocks.shape)
-        return np.bitwise_xor(made, blocks, out=made if out is None else out)
-
-    def children(self, nodes: Words, kinds: Words) -> Words:
-        """Blocks of several kinds of every node: `(..., 2)` gives `(kinds, ..., 2)`."""
-        blocks = np.repeat(nodes[None], len(kinds), axis=0)
-        blocks[..., 1] ^= kinds.reshape(-1, *(1,) * (nodes.ndim - 1))
-        return self.expand(blocks)
-
-
-def _kinds(first: int, count: int) -> Words:
-    """The kinds of the blocks of one value, or of one leaf: what is added to the upper half of a node."""
-    return np.arange(first, first + _NEXT * count, _NEXT, dtype=np.uint64)
-
-
-def _both_sides(form: Form) -> Words:
-    """The kinds of both children, and of the values of both: left, right, and again for each block."""
-    values = _kinds(_VALUE, form.blocks)
-    return np.array([0, _ONE, *np.stack([values, values + _ONE], axis=1).flat], dtype=np.uint64)
-
-
-def clear_roots(words: Words) -> Words:
-    """Uniform words, shape `(n, 2)`, as seeds: their two low bits are cleared."""
-    roots = words.copy()
-    roots[:, 0] &= _CLEAR
-    return roots
 
 
 def generate(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: tuple[Words, Words]) -> Corrections:
@@ -182,26 +89,26 @@ def _grow(form: Form, generator: Generator, alpha: Words, beta: Ring, roots: tup
     state = np.stack(roots)  # (party, n, 2)
     control = np.zeros((2, count), dtype=np.uint64)
     control[1] = 1
-    kinds = _both_sides(form)
+    kinds = both_sides(form)
     gap = np.zeros((count, form.payload), dtype=form.kind)  # difference of the parties' sums on the path to alpha
     for level in range(form.levels):
-        bit = (alpha >> np.uint64(form.bits - 1 - level)) & _ONE
+        bit = (alpha >> np.uint64(form.bits - 1 - level)) & ONE
         right = bit.astype(bool)
         children = generator.children(state, kinds)  # (kind and side, party, n, 2)
-        flags = children[:2, :, :, 0] & _ONE
+        flags = children[:2, :, :, 0] & ONE
         nodes = children[:2].copy()
-        nodes[..., 0] &= _CLEAR
-        sums = _words(children[2:].reshape(form.blocks, 2, 2, count, 2), form)  # (side, party, n, payload)
+        nodes[..., 0] &= CLEAR
+        sums = words_of(children[2:].reshape(form.blocks, 2, 2, count, 2), form)  # (side, party, n, payload)
         kept, lost = np.where(right, 1, 0), np.where(right, 0, 1)
         correction = _side(nodes[:, 0] ^ nodes[:, 1], lost)
-        left_flag, right_flag = flags[0, 0] ^ flags[0, 1] ^ bit ^ _ONE, flags[1, 0] ^ flags[1, 1] ^ bit
+        left_flag, right_flag = flags[0, 0] ^ flags[0, 1] ^ bit ^ ONE, flags[1, 0] ^ flags[1, 1] ^ bit
         sign = _sign(control, form)
         difference = sums[:, 0] - sums[:, 1]
         target = np.where(right[:, None], beta, form.kind.type(0))
         values[level] = sign * (target - gap - _side(difference, lost))
         gap = gap + _side(difference, kept) + sign * values[level]
         seeds[level] = correction
-        seeds[level, :, 0] |= left_flag | right_flag << _ONE
+        seeds[level, :, 0] |= left_flag | right_flag << ONE
         taken = np.where(right, right_flag, left_flag)
         for party in (0, 1):
             state[party] = _side(nodes[:, party], kept) ^ (correction & (np.uint64(0) - control[party])[:, None])
@@ -238,16 +145,16 @@ def foresee(form: Form, generator: Generator, party: int, roots: Words, correcti
     level, count = foreseeable(form, len(roots)), len(roots)
     nodes, control = roots[:, None], np.full((count, 1), party, dtype=np.uint64)
     totals = np.zeros((count, 1, form.payload), dtype=form.kind)
-    kinds = _both_sides(form)
+    kinds = both_sides(form)
     for seeds, values in zip(corrections.seeds[:level], corrections.values[:level], strict=True):
         made = generator.children(nodes, kinds)  # (kind and side, n, nodes, 2)
-        sums = _words(made[2:].reshape(form.blocks, -1, 2), form).reshape(2, *nodes.shape[:2], form.payload)
+        sums = words_of(made[2:].reshape(form.blocks, -1, 2), form).reshape(2, *nodes.shape[:2], form.payload)
         corrected = totals + values[:, None] * control.astype(form.kind)[..., None]
         totals = _siblings(sums[0] + corrected, sums[1] + corrected)
         below = made[:2] ^ seeds[:, None] * control[..., None]
         flags = seeds[:, :1] * control
-        control = _siblings(made[0, ..., 0] ^ flags, made[1, ..., 0] ^ flags >> _ONE) & _ONE
-        below[..., 0] &= _CLEAR
+        control = _siblings(made[0, ..., 0] ^ flags, made[1, ..., 0] ^ flags >> ONE) & ONE
+        below[..., 0] &= CLEAR
         nodes = _siblings(below[0], below[1])
     nodes = nodes.copy()
     nodes[..., 0] |= control
@@ -308,7 +215,7 @@ def _entered(form: Form, foreseen: Foresight, at: slice, x: Words) -> _Begun:
     ways = x >> np.uint64(form.bits - foreseen.level) if foreseen.level else np.zeros_like(x)
     places = np.arange(0, width * len(x), width) + ways.astype(np.intp)
     nodes = foreseen.nodes[at].reshape(-1, 2).take(places, axis=0)
-    control = nodes[:, 0] & _ONE
+    control = nodes[:, 0] & ONE
     nodes[:, 0] ^= control
     return nodes, control, foreseen.totals[at].reshape(-1, form.payload).take(places, axis=0)
 
@@ -317,7 +224,7 @@ def _walk(form: Form, generator: Generator, begun: _Begun, common: Corrections, 
     """Down all trees at once: first level by level to the last node, then all values on the way together."""
     nodes, control, total = begun
     levels, count = len(common.seeds), len(x)
-    bits = (x >> np.arange(form.cut + levels - 1, form.cut - 1, -1, dtype=np.uint64)[:, None]) & _ONE
+    bits = (x >> np.arange(form.cut + levels - 1, form.cut - 1, -1, dtype=np.uint64)[:, None]) & ONE
     way, controls = np.empty((levels + 1, count, 2), np.uint64), np.empty((levels + 1, count), np.uint64)
     way[0], controls[0] = nodes, control
     mask = np.empty((count, 2), np.uint64)
@@ -329,9 +236,9 @@ def _walk(form: Form, generator: Generator, begun: _Begun, common: Corrections, 
         mask &= seeds
         flags = mask[:, 0] >> bit
         flags ^= made[:, 0]
-        np.bitwise_and(flags, _ONE, out=controls[level + 1])
+        np.bitwise_and(flags, ONE, out=controls[level + 1])
         made ^= mask
-        made[:, 0] &= _CLEAR
+        made[:, 0] &= CLEAR
     if levels:
         total += _values(form, generator, way[:-1], controls[:-1], common.values)
     leaf = x & np.uint64(form.leaves - 1)
@@ -342,13 +249,13 @@ def _walk(form: Form, generator: Generator, begun: _Begun, common: Corrections, 
 
 def _values(form: Form, generator: Generator, way: Words, controls: Words, corrections: Ring) -> Ring:
     """Sums of the corrected values of all nodes on the way, `(n, payload)`."""
-    tweaks = _kinds(_VALUE, form.blocks).reshape(-1, 1, 1)
+    tweaks = kinds_of(VALUE, form.blocks).reshape(-1, 1, 1)
     blocks = np.empty((form.blocks, *way.shape), np.uint64)
     blocks[:] = way
     blocks[..., 1] ^= tweaks
     words = generator.expand(blocks).view(form.kind).sum(axis=1, dtype=form.kind)  # (blocks, n, words)
     return np.asarray(
-        _joined(words)[..., : form.payload] + _where(controls, corrections, form).sum(axis=0, dtype=form.kind)
+        joined(words)[..., : form.payload] + _where(controls, corrections, form).sum(axis=0, dtype=form.kind)
     )
 
 
@@ -371,45 +278,19 @@ def _last(form: Form, generator: Generator, alpha: Words, beta: Ring, state: Wor
     """Corrections of the last block: of the points under it, those below alpha have the value beta."""
     inside = np.arange(form.leaves, dtype=np.uint64) < (alpha & np.uint64(form.leaves - 1))[:, None]
     target = np.where(inside[..., None], beta[:, None], form.kind.type(0))
-    first, second = (_leaf(generator, state[party], form) for party in (0, 1))
+    first, second = (leaf_words(generator, state[party], form) for party in (0, 1))
     return np.asarray(_sign(control, form)[:, None] * (target - gap[:, None] - first + second))
-
-
-def _leaf(generator: Generator, state: Words, form: Form) -> Ring:
-    """The words of all points below the last nodes, `(n, leaves, payload)`."""
-    made = generator.children(state, _kinds(_LEAF, form.leaf_blocks))
-    return _neighbors(_joined(made.view(form.kind)), form).reshape(len(state), form.leaves, form.payload)
 
 
 def _below(form: Form, generator: Generator, nodes: Words, leaf: Words) -> Ring:
     """The words of one point below each last node, `(n, payload)`; only its own blocks are made."""
     first = leaf // np.uint64(form.neighbors) * np.uint64(form.blocks)
     made = np.repeat(nodes[None], form.blocks, axis=0)
-    made[..., 1] ^= _kinds(_LEAF, form.blocks)[:, None] + np.uint64(_NEXT) * first
-    words = _neighbors(_joined(generator.expand(made).view(form.kind)), form)[:, 0]
+    made[..., 1] ^= kinds_of(LEAF, form.blocks)[:, None] + np.uint64(NEXT) * first
+    words = of_neighbors(joined(generator.expand(made).view(form.kind)), form)[:, 0]
     if form.neighbors == 1:
         return np.asarray(words[:, 0])
     return np.asarray(words[np.arange(len(leaf)), (leaf % np.uint64(form.neighbors)).astype(np.intp)])
-
-
-def _neighbors(words: Ring, form: Form) -> Ring:
-    """Words of blocks, `(n, ...)`, as those of points: `(n, groups of neighbors, neighbors, payload)`."""
-    grouped = words.reshape(len(words), -1, form.blocks * BLOCK // form.kind.itemsize)
-    used = grouped[..., : form.neighbors * form.payload]
-    return used.reshape(*used.shape[:2], form.neighbors, form.payload)
-
-
-def _words(blocks: Words, form: Form) -> Ring:
-    """The words of values, `(..., n, payload)`, from their blocks, `(blocks, ..., n, 2)`."""
-    return _joined(blocks.view(form.kind))[..., : form.payload]
-
-
-def _joined(words: Ring) -> Ring:
-    """Words of blocks, `(blocks, ..., words)`, with the blocks one after another: `(..., blocks * words)`."""
-    if len(words) == 1:
-        return np.asarray(words[0])
-    moved = np.moveaxis(words, 0, -2)
-    return np.reshape(moved, (*moved.shape[:-2], -1))
 
 
 def _sign(control: Words, form: Form) -> Ring:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secure_infer.backends.mpc_fss.dcf import PRG_KEY_BYTES, Generator, generate
+from secure_infer.backends.mpc_fss.dcf import generate
+from secure_infer.backends.mpc_fss.generator import PRG_KEY_BYTES, Generator
 from secure_infer.backends.mpc_fss.lower import by_channel
 from secure_infer.backends.mpc_fss.material import Field, Gate, Layout, Name, Source, draw, gates, stored, together
 from secure_infer.backends.mpc_fss.plan import AFFINE, Plan, Step

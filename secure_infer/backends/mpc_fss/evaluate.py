@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from secure_infer.backends.mpc_fss.dcf import Corrections, Foresight, Generator, evaluate, foresee, foreseeable
+from secure_infer.backends.mpc_fss.dcf import Corrections, Foresight, evaluate, foresee, foreseeable
 from secure_infer.backends.mpc_fss.dealing import Greeting, sign, spread, with_ones
+from secure_infer.backends.mpc_fss.generator import Generator
 from secure_infer.backends.mpc_fss.material import Gate, Layout, Material, Name, by_level, gates, together
 from secure_infer.backends.mpc_fss.plan import AFFINE, OWNER, Plan, Step
 from secure_infer.backends.mpc_fss.ring import Affine, Ring, embed, kind_of, low_bits, pair, wire_kind

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from secure_infer.backends.mpc_fss.dcf import Form
+from secure_infer.backends.mpc_fss.generator import Form
 from secure_infer.backends.mpc_fss.plan import Plan, Step
 from secure_infer.backends.mpc_fss.ring import GREATEST_DEPTH, KINDS, Ring, depth_of, kind_of
 from secure_infer.errors import Problem, UnsupportedNetwork

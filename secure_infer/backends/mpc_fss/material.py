@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from secure_infer.backends.mpc_fss.dcf import Form, clear_roots
+from secure_infer.backends.mpc_fss.generator import Form, clear_roots
 from secure_infer.backends.mpc_fss.plan import OWNER, Plan, Step
 from secure_infer.backends.mpc_fss.ring import Ring, kind_of, low_bits, wire_kind
 from secure_infer.backends.parties.streams import KEY_BYTES, Stream

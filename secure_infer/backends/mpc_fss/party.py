@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from secure_infer import files
-from secure_infer.backends.mpc_fss.dcf import Generator
 from secure_infer.backends.mpc_fss.dealing import GREETING_BYTES, Dealing, Greeting, greetings, lot_size
 from secure_infer.backends.mpc_fss.evaluate import Evaluator
+from secure_infer.backends.mpc_fss.generator import Generator
 from secure_infer.backends.mpc_fss.plan import Plan
 from secure_infer.backends.mpc_fss.ring import Factor
 from secure_infer.backends.mpc_fss.secrets import masked, masked_bytes, masks, shares

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secure_infer.backends.mpc_fss.ring import KINDS
-from secure_infer.backends.parties.halves import fields_of, integer, parameters_of, refused, refusing
+from secure_infer.backends.parties.halves import fields_of, integer, parameters_of, refused, refusing, require_order
 from secure_infer.graph.graph import INPUT
 from secure_infer.graph.types import MOST_ELEMENTS, Shape
 
@@ -126,15 +126,11 @@ class Plan:
 
 
 def _require_sound(plan: Plan) -> None:
-    known = {INPUT}
-    for step in plan.steps:
-        if not set(step.inputs) <= known or step.name in known:
-            raise refused(f"{step.name} reads values that nothing makes, or is made twice.")
-        known.add(step.name)
+    require_order(plan.steps, INPUT, plan.output)
     if plan.mode not in MODES or not 0 < float(plan.timeout) < 1e6 or not 0 < integer(plan.ahead) <= 1 << 20:
         raise refused("Its mode, timeout or stock is not one of ours.")
-    if plan.output not in known or len(plan.model) != 32 or not set(plan.rings.values()) <= set(KINDS):
-        raise refused("Its output, its name or a ring is malformed.")
+    if len(plan.model) != 32 or not set(plan.rings.values()) <= set(KINDS):
+        raise refused("Its name or a ring is malformed.")
 
 
 def _step(entry: Mapping[str, Any]) -> Step:

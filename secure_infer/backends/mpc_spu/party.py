@@ -21,7 +21,7 @@ from secure_infer.backends.parties import process
 from secure_infer.backends.parties.channel import Channel, as_bytes
 from secure_infer.backends.parties.party import Answer, Party
 from secure_infer.backends.parties.streams import KEY_BYTES, Stream, fresh_key
-from secure_infer.errors import ProtocolError
+from secure_infer.errors import Problem, ProtocolError
 from secure_infer.graph.graph import INPUT
 from secure_infer.graph.types import Integers, Shape
 from secure_infer.wire.frame import Frame
@@ -92,7 +92,8 @@ class SpuParty(Party):
             self._outcomes.put(error)
         except Exception as error:
             what = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
-            self._outcomes.put(ProtocolError(f"SPU failed: {type(error).__name__}: {what}"))
+            problem = Problem("SPU", f"{type(error).__name__}: {what}", "start the servers again, and ask again.")
+            self._outcomes.put(ProtocolError("SPU failed.", [problem]))
 
     def _run(self, share: Integers) -> Integers:
         plan = cast(Plan, self._plan)
@@ -125,7 +126,8 @@ def _linked(rank: int, sockets: Sequence[Path], seconds: float) -> Any:
     try:
         return libspu.link.create_brpc(description, rank)
     except RuntimeError as error:
-        raise ProtocolError("SPU can't reach its other parties.") from error
+        problem = Problem("parties", "They did not answer in time.", "start the servers again.")
+        raise ProtocolError("SPU can't reach its other parties.", [problem]) from error
 
 
 def _runtime(link: Any, plan: Plan, threads: int) -> Any:

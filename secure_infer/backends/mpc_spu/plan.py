@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secure_infer.backends.parties.halves import fields_of, integer, parameters_of, refused, refusing
+from secure_infer.backends.parties.halves import fields_of, integer, parameters_of, refused, refusing, require_order
 from secure_infer.errors import BundleError, Problem, UnsupportedNetwork
 from secure_infer.graph.graph import INPUT, Graph, Node
 from secure_infer.graph.ops import Add, Conv2d, Linear, Lookup, Max, Polynomial, QuantRelu, Reshape, Sign, Sum
@@ -139,15 +139,11 @@ class Plan:
 
 
 def _require_sound(plan: Plan) -> None:
-    known = {INPUT}
-    for step in plan.steps:
-        if not set(step.inputs) <= known or step.name in known:
-            raise refused(f"{step.name} reads values that nothing makes, or is made twice.")
-        known.add(step.name)
+    require_order(plan.steps, INPUT, plan.output)
     if plan.scheme not in PARTIES or plan.ring not in (32, 64) or not 0 < float(plan.timeout) < 1e6:
         raise refused("Its scheme, ring or timeout is not one of ours.")
-    if plan.output not in known or len(plan.model) != 32:
-        raise refused("Its output or its name is malformed.")
+    if len(plan.model) != 32:
+        raise refused("Its name is malformed.")
 
 
 def _step(entry: Mapping[str, Any]) -> Step:

@@ -97,6 +97,21 @@ def fields_of(data: bytes, schema: int, step: Callable[[Any], Any]) -> dict[str,
     return {**fields, "input_shape": shape, "steps": tuple(step(entry) for entry in fields["steps"])}
 
 
+def require_order(steps: Sequence[Any], given: str, output: str) -> None:
+    """Make sure that each step of a plan reads what came before it, that none is made twice, and one is the output.
+
+    Raises:
+        BundleError: It is not so.
+    """
+    known = {given}
+    for step in steps:
+        if not set(step.inputs) <= known or step.name in known:
+            raise refused(f"{step.name} reads values that nothing makes, or is made twice.")
+        known.add(step.name)
+    if output not in known:
+        raise refused("Nothing makes its output.")
+
+
 def integer(value: Any) -> int:
     """A number of a plan.
 

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from secure_infer.backends.mpc_fss.dcf import Corrections, Form, Generator, clear_roots, evaluate, foresee, generate
+from secure_infer.backends.mpc_fss.dcf import Corrections, evaluate, foresee, generate
+from secure_infer.backends.mpc_fss.generator import Form, Generator, clear_roots
 from tests.backends.mpc_fss.reference import Slow
 
 KINDS = {16: np.dtype(np.uint16), 32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
